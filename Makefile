@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo demo-port test lint soak clean
+
+demo: .venv/train  ## trains a small Res2Net on digits and shows what it learned; offline, no torch
+	$(BIN)/python -m train.demo
+
+demo-port: .venv/test  ## ports a PyTorch release file, certifies it and classifies two photographs; offline
+	$(BIN)/python examples/port_and_classify.py
+
+test: .venv/test
+	$(BIN)/python -m pytest -m "not soak"
+
+lint: .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+soak: .venv/test  ## the long checks: random kills, twenty of each kind
+	$(BIN)/python -m pytest -m soak
+
+clean:
+	rm -rf .venv demo build *.egg-info
+
+# A stamp per extra, made anew when the requirements change.
+.venv/%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]'
+	touch $@

@@ -1,0 +1,126 @@
+"""Downloads that survive a cut connection and leave no half file under the final name."""
+
+import errno
+import http.client
+import os
+import re
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from porting import hashing
+from res2net_jax import checkpoint
+
+ATTEMPTS = 4
+TIMEOUT = 30  # seconds without a byte
+CHUNK = 1 << 20  # bytes
+PAUSE = 0.5  # seconds before the second attempt, twice as long before the third, ...
+
+
+def from_url(url: str, cache_dir: str | os.PathLike | None = None, *, sha256_prefix: str | None = None) -> Path:
+    """Downloads ``url`` to the cache, with a progress bar, and returns the file.
+
+    A broken connection is resumed where it broke. The file gets its name only when it is whole and has
+    the hash; one that is there already and has it is not fetched again.
+
+    Raises:
+        FileNotFoundError: The server has no such file.
+        ValueError: What came does not have the hash.
+        OSError: No network, no permission, no space.
+    """
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    if not name:
+        raise ValueError(f"{url} names no file")
+    target = checkpoint.cache_home(cache_dir) / "downloads" / name
+    part = target.with_name(name + ".part")
+    with checkpoint.lock(target):
+        if sha256_prefix and target.is_file() and hashing.sha256(target).startswith(sha256_prefix):
+            return target
+        _download(url, part)
+        if sha256_prefix and not hashing.sha256(part).startswith(sha256_prefix):
+            part.unlink()
+            raise ValueError(
+                f"what came from {url} is not the release that its name says: its SHA-256 does not begin with "
+                f"{sha256_prefix}. Nothing was kept; try again, or give another source="
+            )
+        part.replace(target)
+    return target
+
+
+def from_hub(repo: str, revision: str | None = None, file: str = "model.safetensors") -> Path:
+    """``file`` of a Hugging Face repository, from the hub's own cache if it is there.
+
+    Raises:
+        FileNotFoundError: No such repository, revision or file.
+        ValueError: The file does not have the hash that the hub promised.
+        OSError: No network or no permission.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+    except errors.LocalEntryNotFoundError as error:
+        raise ConnectionError(f"cannot reach the hub for {repo}, and its cache does not have it") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
+        raise FileNotFoundError(f"the hub has no {file} in {repo}, revision {revision or 'main'}") from error
+    except errors.HfHubHTTPError as error:
+        raise ConnectionError(f"the hub refused {repo}: {str(error).splitlines()[0]}") from error
+    promised = path.resolve().name  # the hub's cache names a large file by its SHA-256
+    if re.fullmatch("[0-9a-f]{64}", promised) and hashing.sha256(path) != promised:
+        path.resolve().unlink()
+        raise ValueError(f"{repo} came damaged from the hub (wrong SHA-256); it was removed, try again")
+    return path
+
+
+def _download(url, part):
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE * attempt)
+        try:
+            return _resume(url, part)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                raise FileNotFoundError(f"the server has no {url}") from error
+            if error.code == 416:  # there is no such range: the part is not of this file
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise ConnectionError(f"the server refused {url}: HTTP {error.code} {error.reason}") from error
+            failure = error
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            failure = error
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise checkpoint.explain_write(error, part.parent) from error
+    reason = getattr(failure, "reason", failure)
+    raise ConnectionError(f"cannot download {url} ({reason}); check the network, or give the file as source=")
+
+
+def _resume(url, part):
+    """Appends what ``part`` lacks of ``url``; ConnectionError if it is still not whole."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "res2net_jax"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if response.status != 206:  # the server sends the whole, whatever was asked
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        if total and shutil.disk_usage(part.parent).free < total - have:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        progress = tqdm(
+            desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr
+        )
+        with open(part, "ab" if have else "wb") as file, progress:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                have += len(chunk)
+                progress.update(len(chunk))
+    if total is not None and have != total:
+        raise ConnectionError(f"the connection broke after {have} of {total} bytes")

@@ -1,0 +1,90 @@
+"""One release, from its source to a certified checkpoint."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from porting.convert import load_state_dict
+from porting.parity import certify
+from porting.sources import Release, fetch, read_file
+from res2net_jax import checkpoint
+from res2net_jax.hub import cache_key
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import Variant, get_variant
+
+
+def port(
+    name: str,
+    source: str | os.PathLike | None = None,
+    output: str | os.PathLike | None = None,
+    verify: bool = True,
+    *,
+    check_hash: bool = True,
+    overwrite: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+) -> Path:
+    """Ports the PyTorch weights of ``name`` to an Orbax checkpoint.
+
+    Args:
+        name: The variant.
+        source: See :func:`porting.read`. By default the release: its safetensors on the hub, else its ``.pth``.
+        output: Folder of the checkpoint; by default the one in the cache that :func:`res2net_jax.load` looks in,
+            which is replaced.
+        verify: Certify the model against timm; needs torch and timm, and the checkpoint says if they are missing.
+        check_hash: Compare the file's SHA-256 with the prefix in its name.
+        overwrite: Replace a checkpoint at ``output``.
+        cache_dir: As in :func:`res2net_jax.load`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: Weights that are damaged, unsafe, of another model, not finite, or that compute
+            something else than in torch. Nothing is written.
+        FileExistsError: ``output`` exists.
+        OSError: No network, no permission, no space.
+    """
+    variant = get_variant(name)
+    if output is None:
+        output = checkpoint.cache_home(cache_dir) / "models" / cache_key(name, source)
+        overwrite = checkpoint.is_checkpoint(output)
+    elif Path(output).exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; pass overwrite=True (--force) to replace it")
+
+    release = _fetch(variant, source, check_hash, cache_dir)
+    arrays = read_file(release.path)
+    model = load_state_dict(_model_for(variant, arrays), arrays)
+    if verify:
+        certificate = certify(name, arrays)
+    else:
+        certificate = {"certified": False, "reason": f"ported without a check; python -m porting {name} makes one"}
+    record = {"origin": release.origin, "file": release.path.name, "sha256": release.sha256, "bytes": release.size}
+    return checkpoint.save(model, output, overwrite=overwrite, source=record, certificate=certificate)
+
+
+def _fetch(variant: Variant, source, check_hash, cache_dir) -> Release:
+    if source is not None:
+        return fetch(source, check_hash=check_hash, cache_dir=cache_dir)
+    failures = []
+    for candidate in (variant.hub_id, variant.url):
+        try:
+            return fetch(candidate, check_hash=check_hash, cache_dir=cache_dir)
+        except (ConnectionError, FileNotFoundError) as error:
+            failures.append(f"  {candidate}: {error}")
+    raise ConnectionError(
+        f"the weights of {variant.name} could not be downloaded:\n" + "\n".join(failures) + "\n"
+        f"Fetch {variant.pth} or its model.safetensors elsewhere and give the file as source= (--source)"
+    )
+
+
+def _model_for(variant: Variant, arrays: dict[str, np.ndarray]) -> Res2Net:
+    """An abstract model with as many classes and channels as the weights have."""
+    options = {}
+    head = arrays.get("fc.weight")
+    first = arrays.get("conv1.0.weight" if variant.arch.stem_type else "conv1.weight")
+    if head is not None and head.ndim == 2:
+        options["num_classes"] = head.shape[0]
+    if first is not None and first.ndim == 4:
+        options["in_chans"] = first.shape[1]
+    return Res2Net(variant.arch, name=variant.name, **options)

@@ -1,0 +1,59 @@
+"""A trained model for other images or other classes: what of its weights can be kept, and how (timm's rules)."""
+
+import jax
+import jax.numpy as jnp
+
+from res2net_jax.init import initialize, variables
+from res2net_jax.model import Res2Net
+
+
+def adapt(
+    trained: Res2Net, wanted: Res2Net, *, sharding: jax.sharding.Sharding | None = None, seed: int = 0
+) -> Res2Net:
+    """Fills the abstract ``wanted`` with the weights of ``trained`` and returns it.
+
+    The first convolution is fitted to ``in_chans`` by :func:`fit_first_conv`. With another number of
+    classes the classifier is fresh. Anything else must match.
+
+    Raises:
+        ValueError: The architectures differ in the shape of some array; all are listed.
+    """
+    have, want = variables(trained), variables(wanted)
+    first = "conv1.0.kernel" if trained.arch.stem_type else "conv1.kernel"
+    fresh_head = trained.num_classes != wanted.num_classes
+    misfits = []
+    for path, leaf in want.items():
+        if path.startswith("fc.") and fresh_head:
+            continue
+        value = have[path].get_value() if path in have else None
+        if path == first and value is not None and trained.in_chans == 3 != wanted.in_chans:
+            value = fit_first_conv(value, wanted.in_chans)
+        if value is None or value.shape != leaf.shape:
+            misfits.append(f"{path}: wanted {leaf.shape}, have {'none' if value is None else value.shape}")
+            continue
+        leaf.set_value(value)
+    unused = [path for path in have if path not in want and not (path.startswith("fc.") and fresh_head)]
+    if misfits or unused:
+        lines = misfits + [f"{path}: not in the model asked for" for path in unused]
+        raise ValueError(
+            f"the weights of {trained.name} do not fit the model asked for (create() makes a fresh one):\n  "
+            + "\n  ".join(lines)
+        )
+    if fresh_head and wanted.fc is not None:
+        initialize(wanted, seed, only="fc.")
+        for path in ("fc.kernel", "fc.bias"):
+            want = variables(wanted)[path]
+            want.set_value(jax.device_put(want.get_value(), sharding))
+    return wanted
+
+
+def fit_first_conv(kernel: jax.Array, in_chans: int) -> jax.Array:
+    """An RGB kernel [h, w, 3, o] for images of ``in_chans`` channels.
+
+    One channel gets the sum over RGB, so that a grey image gives what its RGB copy gave. Other numbers
+    repeat R, G, B and scale by ``3 / in_chans``, which keeps the size of the output.
+    """
+    if in_chans == 1:
+        return kernel.sum(2, keepdims=True)
+    repeats = -(-in_chans // 3)
+    return jnp.tile(kernel, (1, 1, repeats, 1))[:, :, :in_chans] * (3 / in_chans)

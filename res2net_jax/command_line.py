@@ -1,0 +1,39 @@
+"""What all commands share: one line for a user's mistake, a traceback for ours."""
+
+import os
+import sys
+from collections.abc import Callable
+
+# What bad input, a missing extra, the network or the disk raise. Anything else is a defect and shows its traceback.
+EXPECTED = (ValueError, TypeError, OSError, ImportError)
+
+
+def main(command: Callable[[list[str]], None]) -> None:
+    """Runs ``command`` on the arguments and exits: 0 done, 2 a mistake or a failure that is explained, 130 interrupted.
+
+    ``--debug`` anywhere shows the traceback of the failure as well.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, e.g. head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except EXPECTED as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as aligned columns: the first to the left, the others to the right; the first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""What one image costs, counted from the traced program, in the two conventions of the field."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from res2net_jax.model import Res2Net
+
+
+class Cost(NamedTuple):
+    """Attributes:
+    macs: Multiply-adds of the convolutions and the classifier.
+    flops: The published figure's own convention: a convolution's multiply-add counts 1, batch
+        normalisation 2 per output element, average pooling 1 per output element, global pooling
+        H * W + 1 per channel; ReLU, max pooling and the classifier count nothing.
+    """
+
+    macs: int
+    flops: int
+
+
+def cost(model: Res2Net, height: int = 224, width: int = 224) -> Cost:
+    """The cost of one image of ``height`` x ``width``.
+
+    The published figures are at 224 x 285, not at the size the accuracies were measured at. ``model``
+    may be abstract: nothing is computed.
+    """
+    image = jax.ShapeDtypeStruct((1, height, width, model.in_chans), jnp.float32)
+    program = jax.make_jaxpr(lambda model, x: model(x))(model, image)
+    macs = flops = 0
+    for equation in _equations(program.jaxpr):
+        out = equation.outvars[0].aval.shape
+        shapes = [variable.aval.shape for variable in equation.invars]
+        match equation.primitive.name:
+            case "conv_general_dilated" | "dot_general":  # a 1x1 convolution is a product over four axes
+                products = math.prod(out) * math.prod(shapes[1][:-1])
+                macs += products
+                if len(out) == 4:
+                    flops += products + 2 * math.prod(out)  # every convolution has its batch normalisation
+            case "reduce_window_sum" if out[-1] > 1:  # one channel: the counts of a ceil_mode pool
+                flops += math.prod(out)
+            case "reduce_sum":
+                flops += math.prod(out) + math.prod(shapes[0])
+    return Cost(macs, flops)
+
+
+def _equations(jaxpr) -> Iterator:
+    for equation in jaxpr.eqns:
+        inner = [value for value in equation.params.values() if hasattr(value, "jaxpr")]
+        yield equation
+        for closed in inner:
+            yield from _equations(closed.jaxpr)

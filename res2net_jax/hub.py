@@ -1,0 +1,141 @@
+"""A name -> a model: fresh by :func:`create`, trained by :func:`load`."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from res2net_jax import checkpoint
+from res2net_jax.init import initialize
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import get_variant, override
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    dtype: jnp.dtype | None = None,
+    param_dtype: jnp.dtype = jnp.float32,
+    rngs: int | nnx.Rngs = 0,
+    zero_init_last: bool = True,
+    **arch,
+) -> Res2Net:
+    """A freshly initialised model in train mode.
+
+    Args:
+        name: A variant, e.g. ``"res2net50_26w_4s"``; see :func:`list_models`.
+        num_classes: Width of the classifier; 0 for none.
+        in_chans: Channels of the images.
+        dtype: Computation type, e.g. ``jnp.bfloat16``; by default that of images and weights.
+        param_dtype: Type of the weights.
+        rngs: Seed. The same seed gives the same weights, whatever the type.
+        zero_init_last: Zero the last norm of each block, as timm does by default.
+        **arch: Fields of :class:`Arch` to change, e.g. ``layers=(2, 2, 2, 2), base_width=16, scale=1``.
+
+    Raises:
+        ValueError: No such model, option or value.
+    """
+    variant = get_variant(name)
+    model = Res2Net(
+        override(variant.arch, **arch),
+        num_classes=num_classes,
+        in_chans=in_chans,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+    seed = rngs if isinstance(rngs, int) else int(jax.random.bits(rngs.params()))
+    return initialize(model, seed, zero_init_last=zero_init_last)
+
+
+def load(
+    name_or_folder: str | os.PathLike,
+    *,
+    source: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    dtype: jnp.dtype | None = None,
+    param_dtype: jnp.dtype | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+    **arch,
+) -> Res2Net:
+    """A trained model in eval mode.
+
+    A folder is restored. A name is restored from the cache; if it is not there yet, its release is
+    downloaded, verified, ported and stored first. Several processes may do so at once, and a kill at
+    any moment leaves a cache that works. Needs no torch unless ``source`` is a ``.pth`` file.
+
+    Args:
+        name_or_folder: A variant, or a checkpoint (by :func:`save`, ``python -m porting`` or the trainer).
+        source: For a name, where to take the weights from instead of the release: a ``.pth`` or
+            ``.safetensors`` file, a URL, or a hub id such as ``"timm/res2net50_14w_8s.in1k"``.
+        cache_dir: Cache folder; else ``$RES2NET_JAX_HOME``, else the platform's own.
+        dtype: Computation type; by default that of images and weights.
+        param_dtype: Type of the weights; by default as stored (float32).
+        num_classes: Another number than the checkpoint's gives a fresh classifier, 0 none.
+        in_chans: Another number than 3 fits the first convolution (:func:`res2net_jax.adapt.fit_first_conv`).
+        sharding: Where the arrays go, e.g. ``NamedSharding(mesh, PartitionSpec())``; default: the first device.
+        **arch: Fields of :class:`Arch` to change; the weights must still fit.
+
+    Raises:
+        ValueError: No such model; or weights that are damaged, unsafe, of another model, or not as published.
+        FileNotFoundError: No such folder or file.
+        OSError: No network, no permission, no space.
+    """
+    options = {
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+        "sharding": sharding,
+        "arch": arch,
+    }
+    if is_folder(name_or_folder):
+        if source is not None:
+            raise ValueError(f"{name_or_folder} is a checkpoint folder; source= goes with a model name")
+        return checkpoint.load(name_or_folder, **options)
+    name = get_variant(name_or_folder).name
+    return checkpoint.load(cached(name, source=source, cache_dir=cache_dir), **options)
+
+
+def cached(name: str, *, source=None, cache_dir=None) -> Path:
+    """The folder of ``name``'s checkpoint in the cache, ported now if it is not there yet."""
+    folder = checkpoint.cache_home(cache_dir) / "models" / cache_key(name, source)
+    if checkpoint.is_checkpoint(folder):
+        return folder
+    import porting
+
+    try:
+        with checkpoint.lock(folder):
+            if not checkpoint.is_checkpoint(folder):
+                porting.port(name, source, folder, verify=False, cache_dir=cache_dir)
+    except OSError as error:
+        raise checkpoint.explain_write(error, folder) from error
+    return folder
+
+
+def cache_key(name: str, source: str | os.PathLike | None = None) -> str:
+    """Name of the cache entry. Other sources than the release get entries of their own: a file by its content."""
+    if source is None:
+        return name
+    path = Path(source).expanduser()
+    if path.is_file():
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    else:
+        digest = hashlib.sha256(str(source).encode())
+    return f"{name}@{digest.hexdigest()[:12]}"
+
+
+def is_folder(name_or_folder) -> bool:
+    if isinstance(name_or_folder, os.PathLike):
+        return True
+    if not isinstance(name_or_folder, str):
+        raise ValueError(f"expected a model name or a checkpoint folder; got {name_or_folder!r}")
+    return os.sep in name_or_folder or name_or_folder.startswith((".", "~")) or Path(name_or_folder).is_dir()

@@ -1,0 +1,89 @@
+"""From a model and pictures to answers."""
+
+import functools
+import importlib.resources
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from res2net_jax.model import Res2Net
+from res2net_jax.preprocess import Picture, preprocess
+
+
+class Prediction(NamedTuple):
+    """One class and how sure the model is of it."""
+
+    label: str
+    probability: float
+    index: int
+
+
+def classify(
+    model: Res2Net,
+    images: Picture | Sequence[Picture] | jax.Array | np.ndarray,
+    top_k: int = 5,
+    *,
+    batch_size: int = 32,
+) -> list[Prediction] | list[list[Prediction]]:
+    """The ``top_k`` likeliest classes of each picture, likeliest first.
+
+    Args:
+        model: In eval mode, for RGB pictures.
+        images: Pictures (paths, bytes or PIL images), or an array [b, h, w, c] that is normalised
+            already. A single picture gives a single answer.
+        top_k: Classes to return; at most all of them.
+        batch_size: Pictures to run at a time.
+
+    Raises:
+        ValueError: No pictures, one that cannot be read, or a model in train mode or without classifier.
+    """
+    names = class_names(model)
+    if type(top_k) is not int or top_k < 1:
+        raise ValueError(f"top_k must be a positive number; got {top_k!r}")
+    if not model.bn1.use_running_average:
+        raise ValueError("this model is in train mode, so its answers would depend on the batch; call model.eval()")
+    single = not isinstance(images, Sequence) or isinstance(images, str | bytes)
+    is_array = isinstance(images, jax.Array | np.ndarray)
+    if is_array:
+        single = False
+    elif single:
+        images = [images]
+    if len(images) == 0:
+        raise ValueError("there are no images to classify")
+    transform = None if is_array else preprocess(model.name)
+    answers = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        if transform is not None:
+            batch = np.stack([transform(picture) for picture in batch])
+        padding = min(batch_size, len(images)) - len(batch)  # the last batch as large as the others: one compilation
+        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0))) if padding else batch
+        probabilities, indices = _top(model, jnp.asarray(padded), min(top_k, model.num_classes))
+        rows = zip(np.asarray(probabilities)[: len(batch)].tolist(), np.asarray(indices)[: len(batch)].tolist())
+        answers += [[Prediction(names[i], p, i) for p, i in zip(*row)] for row in rows]
+    return answers[0] if single else answers
+
+
+def class_names(model: Res2Net) -> tuple[str, ...]:
+    """One name per class: the model's own, else ImageNet's (WordNet lemmas), else ``"class 0"`` and so on."""
+    if not model.num_classes:
+        raise ValueError("this model has no classifier (num_classes=0), so it names no classes")
+    if model.class_names is not None:
+        return model.class_names
+    names = tuple(name for _, name in imagenet_classes())
+    return names if model.num_classes == len(names) else tuple(f"class {i}" for i in range(model.num_classes))
+
+
+@functools.cache
+def imagenet_classes() -> tuple[tuple[str, str], ...]:
+    """(WordNet synset, names) of the 1000 ImageNet classes, in the order of the classifier."""
+    text = importlib.resources.files("res2net_jax").joinpath("imagenet_classes.tsv").read_text("utf-8")
+    return tuple(tuple(line.split("\t")) for line in text.splitlines())
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _top(model, images, k):
+    return jax.lax.top_k(jax.nn.softmax(model(images).astype(jnp.float32)), k)

@@ -1,0 +1,143 @@
+"""The layers a Res2Net is made of, each equal to its torch.nn namesake; images are NHWC.
+
+A layer declares its weights as ``jax.ShapeDtypeStruct``; :func:`res2net_jax.create` and
+:func:`res2net_jax.load` put the arrays in. Padding is always explicit: XLA's ``"SAME"`` pads the
+other side than torch at stride 2 on even sizes.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+
+class Conv(nnx.Module):
+    """A square convolution without bias (torch.nn.Conv2d), ``kernel`` in HWIO.
+
+    Padding is ``dilation * (kernel_size - 1) // 2`` on every side, which keeps the size at stride 1.
+    Computes in ``dtype``, by default the common type of images and kernel.
+    """
+
+    def __init__(
+        self, in_features, out_features, kernel_size, *, stride=1, dilation=1, groups=1, dtype=None, param_dtype
+    ):
+        shape = (kernel_size, kernel_size, in_features // groups, out_features)
+        self.kernel = nnx.Param(jax.ShapeDtypeStruct(shape, param_dtype))
+        self.stride = stride
+        self.dilation = dilation
+        self.groups = groups
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        kernel = self.kernel[...]
+        dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        size = kernel.shape[0]
+        if size == 1 and self.groups == 1:
+            # A matrix product says all there is to a 1x1 convolution, and XLA:CPU runs it faster.
+            return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+        pad = self.dilation * (size - 1) // 2
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation as torch.nn.BatchNorm2d: eps 1e-5, momentum 0.1.
+
+    In training it normalises by the batch's biased variance and moves the running variance towards
+    the unbiased one. Statistics are float32 (float64 in a float64 model) whatever the compute
+    ``dtype``, and the variance is taken about the mean: E[x^2] - E[x]^2 cancels on inputs with a
+    large mean.
+    """
+
+    eps = 1e-5
+    momentum = 0.1
+
+    def __init__(self, features, *, dtype=None, param_dtype):
+        weights = jax.ShapeDtypeStruct((features,), param_dtype)
+        statistics = jax.ShapeDtypeStruct((features,), jnp.promote_types(param_dtype, jnp.float32))
+        self.scale = nnx.Param(weights)
+        self.bias = nnx.Param(weights)
+        self.mean = nnx.BatchStat(statistics)
+        self.var = nnx.BatchStat(statistics)
+        self.dtype = dtype
+        self.use_running_average = False
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        out_dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
+        x = x.astype(jnp.promote_types(x.dtype, self.mean.dtype))
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._batch_statistics(x)
+        scale = self.scale[...] * lax.rsqrt(var + self.eps)
+        return ((x - mean) * scale + self.bias[...]).astype(out_dtype)
+
+    def _batch_statistics(self, x):
+        count = x.size // x.shape[-1]
+        if count == 1:
+            raise ValueError(
+                f"training-mode batch normalisation needs more than one value per channel; got {x.shape}. "
+                "Use a larger batch or image, or model.eval()"
+            )
+        mean = x.mean((0, 1, 2))
+        var = jnp.square(x - mean).mean((0, 1, 2))
+        for running, batch in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
+            running[...] += self.momentum * (lax.stop_gradient(batch).astype(running.dtype) - running[...])
+        return mean, var
+
+
+class Linear(nnx.Module):
+    """A fully-connected layer (torch.nn.Linear), ``kernel`` of shape [in, out]."""
+
+    def __init__(self, in_features, out_features, *, dtype=None, param_dtype):
+        self.kernel = nnx.Param(jax.ShapeDtypeStruct((in_features, out_features), param_dtype))
+        self.bias = nnx.Param(jax.ShapeDtypeStruct((out_features,), param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
+        return x.astype(dtype) @ self.kernel[...].astype(dtype) + self.bias[...].astype(dtype)
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """torch.nn.MaxPool2d(3, stride=2, padding=1)."""
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+class AvgPool(nnx.Module):
+    """torch.nn.AvgPool2d over a square window.
+
+    With ``padding`` the zeros count in the mean. With ``ceil_mode`` a window may hang over the lower
+    right edge, and counts only what lies inside.
+    """
+
+    def __init__(self, window, stride, *, padding=0, ceil_mode=False):
+        self.window = window
+        self.stride = stride
+        self.padding = padding
+        self.ceil_mode = ceil_mode
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        pads = [self._pad(size) for size in x.shape[1:3]]
+        total = self._sum(x, pads)
+        if self.ceil_mode:
+            count = self._sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype), pads)
+            return total / count
+        return total / self.window**2
+
+    def _pad(self, size):
+        over = -(size - self.window) % self.stride if self.ceil_mode else 0
+        return self.padding, self.padding + over
+
+    def _sum(self, x, pads):
+        window, strides = (1, self.window, self.window, 1), (1, self.stride, self.stride, 1)
+        return lax.reduce_window(x, 0.0, lax.add, window, strides, ((0, 0), *pads, (0, 0)))
