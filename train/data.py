@@ -1,0 +1,367 @@
+"""Batches of pictures for training and evaluation: Grain pipelines over a :class:`train.datasets.Dataset`.
+
+What a batch holds depends on the seed, the global batch size and the number of the step, and on nothing
+else: not on how many workers decode it, nor on how many processes share it. So a position in the data is
+the number of the next step, and a run may resume with other workers or processes.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from res2net_jax.preprocess import resize_and_crop
+from res2net_jax.variants import Preprocessing
+from train import transforms
+from train.datasets import Dataset
+from train.transforms import UnreadablePicture
+
+# So many unreadable pictures in a row are no accident.
+_MAX_UNREADABLE = 32
+_MIN_SHARED_MEMORY = 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What the host does to a training picture.
+
+    Attributes:
+        scale: Area of the random crop, as part of the picture's.
+        ratio: Width / height of the random crop.
+        flip: Probability of a horizontal flip.
+        color_jitter: Strength of brightness, contrast and saturation changes; 0 is none.
+        rand_augment: Magnitude of RandAugment, 0..30, or None for none.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    rand_augment: int | None = None
+
+    def __post_init__(self):
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be two rising numbers in (0, 1]; got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be two rising positive numbers; got {self.ratio}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be a probability; got {self.flip}")
+        if self.color_jitter < 0:
+            raise ValueError(f"color_jitter must not be negative; got {self.color_jitter}")
+        if self.rand_augment is not None and not 0 <= self.rand_augment <= 30:
+            raise ValueError(f"rand_augment must be 0..30 or None; got {self.rand_augment}")
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    size: int,
+    batch_size: int,
+    seed: int,
+    augment: Augment = Augment(),
+    interpolation: str = "bilinear",
+    start: int = 0,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Batches":
+    """An endless iterator over training batches of this process.
+
+    Every epoch is a new random order of the whole set, without the few examples left over by the last full
+    global batch. Global step *k* holds the same examples, distorted the same way, for any number of
+    processes; their shares follow one another in the order of ``process_index``.
+
+    A picture that cannot be read is named on stderr, replaced by the next one of the set that can,
+    and counted in :attr:`Batches.replaced`.
+
+    Args:
+        size: Side of the pictures that come out.
+        batch_size: Examples of one process in one step.
+        seed: Of the order and the distortions, 0..2**32 - 1.
+        augment: Distortions.
+        interpolation: ``bilinear``, ``bicubic`` or ``nearest``.
+        start: Number of the first step.
+        workers: Processes that decode. With 0, threads of this one do.
+        process_index: Which of the processes that share each global batch this is.
+        process_count: How many they are.
+
+    Yields:
+        ``{"image": uint8 [b, size, size, c], "label": int32 [b]}``.
+
+    Raises:
+        ValueError: Fewer pictures than one global batch, a multi-label set, or an option out of its range.
+    """
+    steps = steps_per_epoch(dataset, batch_size * process_count)
+    if dataset.multi_label:
+        raise ValueError(f"{dataset.name} gives several labels to one picture; it is for evaluation only")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in 0..2**32 - 1; got {seed}")
+    if interpolation not in transforms.RESAMPLING:
+        raise ValueError(f"interpolation must be {' or '.join(transforms.RESAMPLING)}; got {interpolation!r}")
+    example = _TrainExample(dataset, size, seed, augment, interpolation, steps * batch_size * process_count)
+    length = sys.maxsize // batch_size * batch_size
+    return Batches(dataset, example, length, batch_size, start, workers, process_index, process_count)
+
+
+def eval_batches(
+    dataset: Dataset,
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Batches":
+    """An iterator that gives every example exactly once, over all the processes together.
+
+    All processes get the same number of batches, all of one shape; what is missing from the last one is
+    black pictures whose ``mask`` is False and whose label is -1.
+
+    Args:
+        preprocessing: Size, crop and interpolation; mean and standard deviation are for the device.
+        batch_size: Examples of one process in one step.
+        workers: Processes that decode. With 0, threads of this one do.
+        process_index: Which of the processes that share each global batch this is.
+        process_count: How many they are.
+
+    Yields:
+        ``{"image": uint8 [b, size, size, c], "label": int32 [b], "mask": bool [b]}``. The label of a
+        multi-label set is bool [b, num_classes].
+
+    Raises:
+        UnreadablePicture: While iterating; an accuracy without that picture would be wrong.
+    """
+    steps = -(-len(dataset) // (batch_size * process_count))
+    length = steps * batch_size * process_count
+    example = _EvalExample(dataset, preprocessing)
+    return Batches(dataset, example, length, batch_size, 0, workers, process_index, process_count)
+
+
+def steps_per_epoch(dataset: Dataset, global_batch: int) -> int:
+    """Full global batches in one pass over ``dataset``; ValueError if there is none."""
+    if global_batch < 1:
+        raise ValueError(f"the batch must have at least one example; got {global_batch}")
+    if len(dataset) < global_batch:
+        raise ValueError(
+            f"{dataset.name}[{dataset.split}] has {len(dataset)} examples, fewer than one global batch of "
+            f"{global_batch}; choose a batch of at most {len(dataset)}"
+        )
+    return len(dataset) // global_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample:
+    """Number *g* in the endless sequence of training examples -> the example."""
+
+    dataset: Dataset
+    size: int
+    seed: int
+    augment: Augment
+    interpolation: str
+    epoch_size: int
+
+    def __post_init__(self):
+        order = grain.MapDataset.range(len(self.dataset)).seed(self.seed).shuffle()
+        object.__setattr__(self, "order", order)
+
+    def __call__(self, g: int) -> dict[str, Any]:
+        epoch, position = divmod(g, self.epoch_size)
+        n = len(self.dataset)
+        index = first = self.order[epoch * n + position]  # shuffled anew in each epoch
+        # Counter-based: the random numbers of example g are the same wherever and whenever it is made.
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, g]))
+        for _ in range(min(n, _MAX_UNREADABLE)):
+            try:
+                record = self.dataset.source[index]
+                image = self.distort(transforms.open_picture(record["image"]), rng)
+                unreadable = -1 if index == first else first
+                return {"image": image, "label": _label(self.dataset, record), "unreadable": unreadable}
+            except (UnreadablePicture, OSError):
+                index = (index + 1) % n
+        raise UnreadablePicture(
+            f"{_MAX_UNREADABLE} pictures in a row cannot be read, from {self.dataset.source.name(first)} on; "
+            f"is {self.dataset.name} what it should be?"
+        )
+
+    def distort(self, picture, rng):
+        augment, in_chans = self.augment, self.dataset.in_chans
+        box = transforms.random_resized_crop_box(rng, *picture.size, augment.scale, augment.ratio)
+        picture = transforms.crop_and_resize(picture, box, self.size, self.interpolation, in_chans)
+        if rng.uniform() < augment.flip:
+            picture = transforms.horizontal_flip(picture)
+        if augment.rand_augment is not None:
+            picture = transforms.rand_augment(rng, picture, augment.rand_augment)
+        if augment.color_jitter:
+            picture = transforms.color_jitter(rng, picture, augment.color_jitter)
+        return np.asarray(picture).reshape(self.size, self.size, in_chans)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalExample:
+    """Number *i* of the evaluation -> the example, or padding beyond the last."""
+
+    dataset: Dataset
+    preprocessing: Preprocessing
+
+    def __call__(self, i: int) -> dict[str, Any]:
+        size, in_chans = self.preprocessing.size, self.dataset.in_chans
+        if i >= len(self.dataset):
+            image, label = np.zeros((size, size, in_chans), np.uint8), np.int32(-1)
+            if self.dataset.multi_label:
+                label = np.zeros(self.dataset.num_classes, bool)
+            return {"image": image, "label": label, "mask": False}
+        try:
+            record = self.dataset.source[i]
+            pixels = transforms.decode(transforms.open_picture(record["image"]), in_chans)
+        except (UnreadablePicture, OSError) as error:
+            raise UnreadablePicture(
+                f"{self.dataset.source.name(i)} cannot be read ({error}); "
+                "the accuracy without it would be another one, so the evaluation stops"
+            ) from error
+        image = np.asarray(resize_and_crop(pixels, self.preprocessing, size)).reshape(size, size, in_chans)
+        return {"image": image, "label": _label(self.dataset, record), "mask": True}
+
+
+def _label(dataset, record):
+    """int32, or for a multi-label set bool [num_classes]; ValueError for a label outside the classes."""
+    label = record["label"]
+    labels = label if isinstance(label, tuple) else (label,)
+    if not all(0 <= value < dataset.num_classes for value in labels):
+        raise ValueError(
+            f"{dataset.name} has a picture with label {label}; it has classes 0..{dataset.num_classes - 1}"
+        )
+    if dataset.multi_label:
+        return np.isin(np.arange(dataset.num_classes), labels)
+    return np.int32(label)
+
+
+class Batches(grain.DatasetIterator):
+    """Batches of one process; the position is the number of the next global step.
+
+    As a Grain iterator it can be saved and restored by Orbax. ``get_state`` returns
+    ``{"step": n, "replaced": n}``; ``set_state`` takes it, also from a run with other workers or processes.
+
+    Attributes:
+        replaced: Unreadable pictures that this process has replaced so far.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        example: Callable[[int], dict[str, Any]],
+        length: int,
+        batch_size: int,
+        step: int,
+        workers: int,
+        process_index: int,
+        process_count: int,
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"the batch must have at least one example; got {batch_size}")
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index must be in range(process_count); got {process_index} of {process_count}")
+        if workers < 0 or step < 0:
+            raise ValueError(f"workers and start must not be negative; got {workers} and {step}")
+        self.replaced = 0
+        self._dataset = dataset
+        self._all = grain.MapDataset.range(length).map(example).batch(batch_size)
+        self._process = process_index, process_count
+        self._workers = workers
+        self._step = step
+        self._running = None
+        self._named = set()
+
+    def __len__(self) -> int:
+        """Global steps that there are."""
+        return len(self._all) // self._process[1]
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.start_prefetch()
+        batch = next(self._running)
+        self._step += 1
+        unreadable = batch.pop("unreadable", np.array([], int))
+        for index in unreadable[unreadable >= 0]:
+            self._report(int(index))
+        return {key: np.asarray(value) for key, value in batch.items()}  # plain arrays, still without a copy
+
+    def start_prefetch(self) -> None:
+        """Starts decoding ahead, so that the first batch is there when it is asked for."""
+        self._assert_not_closed()
+        if self._running is None:
+            self._running = iter(_pipeline(self._all, self._step, self._workers, *self._process))
+            self._running.start_prefetch()
+
+    def get_state(self) -> dict[str, int]:
+        return {"step": self._step, "replaced": self.replaced}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._stop()
+        self._step, self.replaced = state["step"], state["replaced"]
+
+    def close(self) -> None:
+        """Ends the workers. Nothing can be read after it."""
+        self._stop()
+        super().close()
+
+    def _stop(self):
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _report(self, index):
+        self.replaced += 1
+        if index not in self._named:
+            self._named.add(index)
+            tqdm.write(f"replaced a picture that cannot be read: {_describe(self._dataset, index)}", file=sys.stderr)
+
+
+def _describe(dataset, index):
+    """The picture's name and what is wrong with it."""
+    name = dataset.source.name(index)
+    try:
+        transforms.decode(transforms.open_picture(dataset.source[index]["image"]), dataset.in_chans)
+    except (UnreadablePicture, OSError) as error:
+        return f"{name}: {error}"
+    return name
+
+
+def _pipeline(batches, step, workers, process_index, process_count):
+    """From batch ``step`` on, this process's share. Each worker makes whole batches, so their number is free."""
+    mine = batches[step * process_count + process_index :: process_count]
+    workers = min(workers, len(mine))
+    if workers == 0:
+        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16)
+        return mine.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers, and fails on unparsed ones
+    serial = mine.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    # Shared memory where there is plenty (a container may have 64 MB, and then a write to it kills the
+    # worker); else, and for what is small, a pipe.
+    roomy = sys.platform != "linux" or shutil.disk_usage("/dev/shm").free >= _MIN_SHARED_MEMORY
+    options = grain.experimental.DatasetOptions(min_shm_size=2**16 if roomy else sys.maxsize)
+    return grain.experimental.WithOptionsIterDataset(serial, options).mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), worker_init_fn=_start_worker
+    )
+
+
+def _start_worker(_index, _count):
+    """A worker lives as long as its parent: no signal meant for the parent ends it, and it outlives no kill."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)

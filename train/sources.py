@@ -1,0 +1,95 @@
+"""Where examples come from: random-access sources of ``{"image": bytes | uint8 [h, w, c], "label": ...}``.
+
+Every source has ``len``, ``[i]`` and ``name(i)``, what to call picture *i* in a message. All can be
+pickled, because worker processes read them too.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Pictures in memory: ``images`` uint8 [n, h, w, c], ``labels`` int [n]."""
+
+    title: str
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"image": self.images[i], "label": int(self.labels[i])}
+
+    def name(self, i: int) -> str:
+        return f"picture {i} of {self.title}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Picture files below ``root``.
+
+    ``paths`` is an array of encoded relative paths: a million Python strings would be copied
+    into every worker process one by one.
+    """
+
+    root: str
+    paths: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"image": Path(self.name(i)).read_bytes(), "label": int(self.labels[i])}
+
+    def name(self, i: int) -> str:
+        return os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """A TFDS data source whose pictures are left encoded.
+
+    ``label_key`` may be a sequence feature; its label is then a tuple of ints.
+    """
+
+    title: str
+    records: Any
+    image_key: str
+    label_key: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        record = self.records[i]
+        label = np.asarray(record[self.label_key])
+        return {
+            "image": record[self.image_key],
+            "label": tuple(label.astype(int).tolist()) if label.ndim else int(label),
+        }
+
+    def name(self, i: int) -> str:
+        file = self.records[i].get("file_name")
+        return f"record {i} of {self.title}" + (f" ({file.decode(errors='replace')})" if file else "")
+
+
+def list_pictures(folder: Path) -> list[str]:
+    """Paths of the pictures below ``folder``, relative to it, sorted; hidden files are skipped."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            os.path.relpath(os.path.join(parent, name), folder)
+            for name in files
+            if name.lower().endswith(PICTURES) and not name.startswith(".")
+        ]
+    return sorted(found)
