@@ -33,27 +33,24 @@ _MIN_SHARED_MEMORY = 2**31
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What the host does to a training picture.
+    """What the host does to a training picture. The defaults are the official recipe."""
 
-    Attributes:
-        scale: Area of the random crop, as part of the picture's.
-        ratio: Width / height of the random crop.
-        flip: Probability of a horizontal flip.
-        color_jitter: Strength of brightness, contrast and saturation changes; 0 is none.
-        rand_augment: Magnitude of RandAugment, 0..30, or None for none.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the random crop, as a part of the picture's."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of the random crop."""
     flip: float = 0.5
+    """Probability of a horizontal flip."""
     color_jitter: float = 0.0
+    """Strength of random changes of brightness, contrast and saturation, e.g. 0.4; 0 is none."""
     rand_augment: int | None = None
+    """Magnitude of RandAugment, 0..30, 9 in its paper; None is none."""
 
     def __post_init__(self):
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be two rising numbers in (0, 1]; got {self.scale}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be two rising positive numbers; got {self.ratio}")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must be two rising numbers in (0, 1]; got {self.crop_scale}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio must be two rising positive numbers; got {self.crop_ratio}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip must be a probability; got {self.flip}")
         if self.color_jitter < 0:
@@ -195,7 +192,7 @@ class _TrainExample:
 
     def distort(self, picture, rng):
         augment, in_chans = self.augment, self.dataset.in_chans
-        box = transforms.random_resized_crop_box(rng, *picture.size, augment.scale, augment.ratio)
+        box = transforms.random_resized_crop_box(rng, *picture.size, augment.crop_scale, augment.crop_ratio)
         picture = transforms.crop_and_resize(picture, box, self.size, self.interpolation, in_chans)
         if rng.uniform() < augment.flip:
             picture = transforms.horizontal_flip(picture)
