@@ -37,10 +37,11 @@ def count(
     score = jnp.take_along_axis(logits, best, axis=-1)
     position = jnp.arange(logits.shape[-1])
     rank = jnp.sum((logits > score) | ((logits == score) & (position < best)), axis=-1)
-    counted = mask & right.any(-1)
-    finite = counted & ~jnp.isnan(logits).any(-1)
+    labelled = right.any(-1)
+    counted = mask & labelled if labels.ndim == 2 else mask
+    scored = counted & labelled & ~jnp.isnan(logits).any(-1)
     return {
-        "top1": jnp.sum(finite & (rank < 1), dtype=jnp.int32),
-        "top5": jnp.sum(finite & (rank < 5), dtype=jnp.int32),
+        "top1": jnp.sum(scored & (rank < 1), dtype=jnp.int32),
+        "top5": jnp.sum(scored & (rank < 5), dtype=jnp.int32),
         "count": jnp.sum(counted, dtype=jnp.int32),
     }

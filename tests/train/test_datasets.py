@@ -1,0 +1,156 @@
+"""Names to data sets: what is found, and what is said when it is not there or not what it should be."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.datasets import imagenet_synsets, open_dataset, resolve_split
+from train.imagenet_subsets import IMAGENET_A
+
+
+def make_folder(root, tree):
+    """``{"class": ["a.png", ...]}``; every picture gets a colour of its own."""
+    number = 0
+    for label, files in tree.items():
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            (root / label / file).parent.mkdir(parents=True, exist_ok=True)
+            number += 1
+            if file.endswith((".png", ".JPG", ".jpeg")):
+                Image.new("RGB", (12, 10), (number, 0, 0)).save(root / label / file)
+            else:
+                (root / label / file).write_text("no picture")
+    return root
+
+
+def test_digits_are_split_evenly_and_for_good():
+    train, test = open_dataset("digits", "train"), open_dataset("digits", "test")
+    assert (len(train), len(test)) == (1442, 355)
+    assert train.num_classes == 10 and train.in_chans == 1 and train.class_names == tuple("0123456789")
+    for labels, part in ((train.source.labels, 0.8), (test.source.labels, 0.2)):
+        assert np.abs(np.bincount(labels) - part * 180).max() < 5
+    first = test.source[0]
+    assert first["image"].shape == (8, 8, 1) and first["image"].dtype == np.uint8
+    everything = {image.tobytes() for image in np.concatenate([train.source.images, test.source.images])}
+    assert len(everything) == len(train) + len(test), "a picture of one split is in the other"
+    assert train.source.images.max() == 255 and train.source.images.min() == 0
+
+
+def test_digits_validation_is_the_test_split():
+    assert open_dataset("digits", "validation").split == "test"
+
+
+def test_folder_classes_are_sorted_sub_folders(tmp_path):
+    make_folder(tmp_path, {"zèbre ☂": ["b.png", "a.JPG"], "a cat": ["deep/x.jpeg", "notes.txt"], ".git": ["x.png"]})
+    dataset = open_dataset(f"folder:{tmp_path}", "train")
+    assert dataset.class_names == ("a cat", "zèbre ☂") and dataset.num_classes == 2 and dataset.split == "all"
+    examples = [dataset.source[i] for i in range(len(dataset))]
+    assert [example["label"] for example in examples] == [0, 1, 1]
+    assert dataset.source.name(1) == str(tmp_path / "zèbre ☂" / "a.JPG")
+    assert examples[1]["image"] == (tmp_path / "zèbre ☂" / "a.JPG").read_bytes()
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again.source[2] == dataset.source[2]
+
+
+def test_folder_with_splits(tmp_path):
+    make_folder(tmp_path / "train", {"a": ["1.png"], "b": ["2.png"], "c": ["3.png"]})
+    make_folder(tmp_path / "val", {"b": ["4.png"], "c": ["5.png"]})
+    train = open_dataset(f"folder:{tmp_path}", "train")
+    assert train.split == "train" and len(train) == 3
+    for split in ("validation", "test"):
+        validation = open_dataset(f"folder:{tmp_path}", split)
+        assert validation.split == "validation"
+        assert validation.class_names == ("a", "b", "c") and validation.source.labels.tolist() == [1, 2]
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    make_folder(tmp_path, {"bus": ["1.png"], "train": ["2.png"]})
+    assert open_dataset(f"folder:{tmp_path}", "validation").class_names == ("bus", "train")
+
+
+def test_synset_folders_get_imagenets_labels(tmp_path):
+    synsets = list(imagenet_synsets())
+    assert len(synsets) == 1000
+    make_folder(tmp_path, {synsets[7]: ["1.png"], synsets[999]: ["2.png"]})
+    dataset = open_dataset(f"folder:{tmp_path}", "validation")
+    assert dataset.num_classes == 1000 and dataset.class_names is None and dataset.class_subset is None
+    assert dataset.source.labels.tolist() == [7, 999]
+    make_folder(tmp_path, {"other": ["1.png"]})
+    assert open_dataset(f"folder:{tmp_path}", "validation").num_classes == 3
+
+
+def test_the_classes_of_imagenet_a_are_scored_among_themselves(tmp_path):
+    synsets = list(imagenet_synsets())
+    make_folder(tmp_path, {synsets[label]: ["1.png"] for label in IMAGENET_A})
+    dataset = open_dataset(f"folder:{tmp_path}", "validation")
+    assert dataset.class_subset == IMAGENET_A and dataset.source.labels.tolist() == list(IMAGENET_A)
+
+
+def test_numbered_folders_count_as_numbers(tmp_path):
+    make_folder(tmp_path / "few", {str(n): ["1.png"] for n in (0, 2, 10)})
+    assert open_dataset(f"folder:{tmp_path / 'few'}", "test").class_names == ("0", "2", "10")
+    make_folder(tmp_path / "v2", {str(n): ["1.png"] for n in range(1000)})
+    v2 = open_dataset(f"folder:{tmp_path / 'v2'}", "test")
+    assert v2.num_classes == 1000 and v2.class_names is None and v2.source.labels.tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize(
+    "tree, message",
+    [
+        ({}, "has no sub-folders; expected one for each class"),
+        ({"a": [], "b": []}, "holds no pictures"),
+        ({"a": ["notes.txt"], "b": ["notes.txt"]}, "holds no pictures.*known are .jpg"),
+        ({"a": ["1.png"], "b": [], "c": ["x.txt"]}, "classes without a picture: b, c"),
+        ({"only": ["1.png"]}, "has one class, only"),
+    ],
+)
+def test_folders_that_are_no_data_set(tmp_path, tree, message):
+    make_folder(tmp_path, tree)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(f"folder:{tmp_path}", "train")
+
+
+def test_validation_classes_that_were_never_trained(tmp_path):
+    make_folder(tmp_path / "train", {"a": ["1.png"], "b": ["2.png"]})
+    make_folder(tmp_path / "val", {"a": ["4.png"], "new": ["5.png"]})
+    with pytest.raises(ValueError, match="classes that the training folder has not: new"):
+        open_dataset(f"folder:{tmp_path}", "validation")
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+        open_dataset(f"folder:{tmp_path}/nowhere", "train")
+
+
+@pytest.mark.parametrize("split", ["valid", "", "TRAIN"])
+def test_wrong_split_lists_the_right_ones(split):
+    with pytest.raises(ValueError, match=f"digits has no split '{split}'; it has train, test"):
+        open_dataset("digits", split)
+
+
+def test_test_and_validation_stand_in_for_each_other_but_not_for_train():
+    assert resolve_split("x", "test", ("train", "validation")) == "validation"
+    assert resolve_split("x", "validation", ("validation", "test")) == "validation"
+    with pytest.raises(ValueError, match="it has test"):
+        resolve_split("x", "train", ("test",))
+
+
+def test_set_that_was_never_prepared(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no prepared data set 'imagenet2012'.*python -m train.prepare"):
+        open_dataset("imagenet2012", "train", data_dir=tmp_path)
+    (tmp_path / "imagenet2012" / "5.1.0").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="did you mean imagenet2012?"):
+        open_dataset("imagenet2021", "train", data_dir=tmp_path)
+
+
+def test_half_prepared_set(tmp_path):
+    (tmp_path / "imagenet2012" / "5.1.0.incomplete1B2C").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="half prepared: .*incomplete1B2C.*Remove it and prepare again"):
+        open_dataset("imagenet2012", "train", data_dir=tmp_path)
+
+
+def test_nonsense_name(tmp_path):
+    with pytest.raises(ValueError, match="not the name of a data set"):
+        open_dataset("../etc", "train", data_dir=tmp_path)
