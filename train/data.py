@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +107,7 @@ def train_batches(
     if interpolation not in transforms.RESAMPLING:
         raise ValueError(f"interpolation must be {' or '.join(transforms.RESAMPLING)}; got {interpolation!r}")
     example = _TrainExample(dataset, size, seed, augment, interpolation, steps * batch_size * process_count)
-    length = sys.maxsize // batch_size * batch_size
+    length = 2**50 // batch_size * batch_size  # endless: more examples than anyone trains on
     return Batches(dataset, example, length, batch_size, start, workers, process_index, process_count)
 
 
@@ -264,6 +265,8 @@ class Batches(grain.DatasetIterator):
         process_count: int,
     ):
         super().__init__()
+        self._running = []  # the pipeline, once it is started
+        weakref.finalize(self, _close, self._running)  # also at exit, while Python can still do it in peace
         if batch_size < 1:
             raise ValueError(f"the batch must have at least one example; got {batch_size}")
         if not 0 <= process_index < process_count:
@@ -276,7 +279,6 @@ class Batches(grain.DatasetIterator):
         self._process = process_index, process_count
         self._workers = workers
         self._step = step
-        self._running = None
         self._named = set()
 
     def __len__(self) -> int:
@@ -285,7 +287,7 @@ class Batches(grain.DatasetIterator):
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.start_prefetch()
-        batch = next(self._running)
+        batch = next(self._running[0])
         self._step += 1
         unreadable = batch.pop("unreadable", np.array([], int))
         for index in unreadable[unreadable >= 0]:
@@ -295,32 +297,32 @@ class Batches(grain.DatasetIterator):
     def start_prefetch(self) -> None:
         """Starts decoding ahead, so that the first batch is there when it is asked for."""
         self._assert_not_closed()
-        if self._running is None:
-            self._running = iter(_pipeline(self._all, self._step, self._workers, *self._process))
-            self._running.start_prefetch()
+        if not self._running:
+            self._running.append(iter(_pipeline(self._all, self._step, self._workers, *self._process)))
+            self._running[0].start_prefetch()
 
     def get_state(self) -> dict[str, int]:
         return {"step": self._step, "replaced": self.replaced}
 
     def set_state(self, state: dict[str, int]) -> None:
-        self._stop()
+        _close(self._running)
         self._step, self.replaced = state["step"], state["replaced"]
 
     def close(self) -> None:
         """Ends the workers. Nothing can be read after it."""
-        self._stop()
+        _close(self._running)
         super().close()
-
-    def _stop(self):
-        if self._running is not None:
-            self._running.close()
-            self._running = None
 
     def _report(self, index):
         self.replaced += 1
         if index not in self._named:
             self._named.add(index)
             tqdm.write(f"replaced a picture that cannot be read: {_describe(self._dataset, index)}", file=sys.stderr)
+
+
+def _close(running):
+    while running:
+        running.pop().close()
 
 
 def _describe(dataset, index):
