@@ -1,0 +1,243 @@
+"""Top-1 and top-5 accuracy: python -m train.evaluate --model NAME|FOLDER --dataset NAME
+
+Every example counts exactly once, on any number of devices and processes. The result is printed beside
+the published one and becomes a row of a CSV file with the columns of timm's result tables.
+"""
+
+import csv
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+import res2net_jax
+from res2net_jax import checkpoint, command_line, hub
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import VARIANTS, Accuracy, Preprocessing
+from train import devices, imagenet_subsets, metrics
+from train.augment import normalise
+from train.data import eval_batches
+from train.datasets import Dataset, open_dataset
+
+COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
+
+# Data set -> the published accuracy of it, an attribute of a Variant.
+_PUBLISHED = {
+    "imagenet2012": "imagenet",
+    "imagenet2012_real": "imagenet_real",
+    "imagenet_v2": "imagenet_v2",
+    "imagenet_v2/matched-frequency": "imagenet_v2",
+    "imagenet_a": "imagenet_a",
+    "imagenet_r": "imagenet_r",
+    "imagenet_sketch": "imagenet_sketch",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure a model's top-1 and top-5 accuracy."""
+
+    model: str
+    """A model's name, or a checkpoint folder (res2net_jax.save, python -m porting, or a run's checkpoints)."""
+    dataset: str = "imagenet2012"
+    """imagenet2012, imagenet2012_real, imagenet_v2, imagenet_a, imagenet_r, imagenet_sketch, any other TFDS
+    classification set, "folder:DIR" (one sub-folder per class), or "digits"."""
+    split: str = "validation"
+    """validation, test or train; for TFDS sets also a slice such as "validation[:1000]"."""
+    data_dir: str | None = None
+    """Where TFDS keeps its data sets."""
+    batch_size: int = 256
+    """Images at a time, over all devices and processes."""
+    workers: int = 0
+    """Processes that decode pictures, on each host; 0 uses threads."""
+    csv: str | None = None
+    """File to append the result to; by default results-DATASET.csv."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the cluster does not say (TPU pods, Slurm and Open MPI do)."""
+    num_processes: int | None = None
+    """Number of processes, with --coordinator."""
+    process_id: int | None = None
+    """Number of this process, with --coordinator."""
+
+
+def evaluate(
+    model: Res2Net,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> dict[str, int]:
+    """How many examples of ``dataset`` are right; with several processes, all of them call this.
+
+    Args:
+        model: Its weights are on all devices (``load(..., sharding=NamedSharding(data_mesh(), PartitionSpec()))``).
+        dataset: What to evaluate on.
+        preprocessing: The evaluation transform and its normalisation.
+        batch_size: Images at a time, over all devices and processes.
+        workers: Processes that decode pictures, on each host; 0 uses threads.
+
+    Returns:
+        ``top1``, ``top5`` and ``count``, over all examples; those of a multi-label set that have no label
+        are not counted.
+
+    Raises:
+        ValueError: Model and data set do not go together, the batch cannot be divided, or an unreadable picture.
+    """
+    require_matching(model, dataset)
+    mesh = devices.data_mesh()
+    if batch_size < 1 or batch_size % mesh.size:
+        raise ValueError(f"a batch of {batch_size} cannot be divided evenly over {mesh.size} devices")
+    replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    graphdef, weights = nnx.split(model.eval())
+
+    @jax.jit
+    def step(weights, batch, sums):
+        images = normalise(batch["image"], preprocessing.mean, preprocessing.std, model.param_dtype)
+        logits = nnx.merge(graphdef, weights)(images)
+        counts = metrics.count(logits, batch["label"], batch["mask"], dataset.class_subset)
+        return jax.lax.with_sharding_constraint(jax.tree.map(jnp.add, sums, counts), replicated)
+
+    batches = eval_batches(
+        dataset,
+        preprocessing=preprocessing,
+        batch_size=batch_size // jax.process_count(),
+        workers=workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    zeros = dict.fromkeys(("top1", "top5", "count"), np.zeros((), np.int32))
+    sums = jax.tree.map(lambda zero: jax.make_array_from_process_local_data(replicated, zero), zeros)
+    bar = tqdm(total=len(dataset), unit="img", disable=None if jax.process_index() == 0 else True)
+    try:
+        for batch in batches:
+            batch = {name: jax.make_array_from_process_local_data(sharded, array) for name, array in batch.items()}
+            sums = step(weights, batch, sums)
+            bar.update(min(batch_size, bar.total - bar.n))
+    finally:
+        bar.close()
+        batches.close()
+    counts = {name: int(total) for name, total in sums.items()}
+    if not dataset.multi_label and counts["count"] != len(dataset):
+        raise RuntimeError(f"counted {counts['count']} of {len(dataset)} examples")
+    if not counts["count"]:
+        raise ValueError(f"no example of {dataset.name}[{dataset.split}] has a label")
+    return counts
+
+
+def require_matching(model: Res2Net, dataset: Dataset) -> None:
+    """ValueError unless the model's classes and channels are those of the data set."""
+    if model.num_classes != dataset.num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes and {dataset.name} has {dataset.num_classes}")
+    if model.in_chans != dataset.in_chans:
+        raise ValueError(f"the model takes {model.in_chans} channels and {dataset.name} has {dataset.in_chans}")
+    ours, theirs = model.class_names, dataset.class_names
+    if ours and theirs and tuple(ours) != tuple(theirs):
+        at = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"the classes of the model and of {dataset.name} are not the same, or in another order: "
+            f"class {at} is {ours[at]!r} in the model and {theirs[at]!r} in the data set"
+        )
+
+
+def preprocessing_of(name_or_folder: str) -> Preprocessing:
+    """The evaluation setting that a checkpoint was trained for, else that of its variant, else the usual one."""
+    if not hub.is_folder(name_or_folder):
+        return res2net_jax.get_variant(name_or_folder).preprocessing
+    metadata = checkpoint.read_metadata(name_or_folder)
+    if saved := metadata.get("preprocessing"):
+        return Preprocessing(**{key: tuple(value) if type(value) is list else value for key, value in saved.items()})
+    variant = VARIANTS.get(metadata["model"]["name"])
+    return variant.preprocessing if variant else Preprocessing()
+
+
+def published(model: Res2Net, dataset: Dataset) -> Accuracy | None:
+    """The published accuracy to compare with: that of the model's variant on such pictures, if there is one."""
+    variant = VARIANTS.get(model.name)
+    if variant is None or model.arch != variant.arch or dataset.class_names is not None or "train" in dataset.split:
+        return None
+    if dataset.name.startswith("folder:"):
+        by_subset = {imagenet_subsets.IMAGENET_A: "imagenet_a", imagenet_subsets.IMAGENET_R: "imagenet_r"}
+        return getattr(variant, by_subset.get(dataset.class_subset, "imagenet"))
+    attribute = _PUBLISHED.get(dataset.name.partition(":")[0])
+    return getattr(variant, attribute) if attribute and "[" not in dataset.split else None
+
+
+def append_row(path: Path, row: dict[str, str]) -> None:
+    """Adds ``row`` to the CSV file ``path``, with a header if it is new."""
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def require_table(path: Path) -> None:
+    """ValueError if ``path`` is something else than a table of results; OSError if it cannot be written."""
+    if not path.exists():
+        if not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"--csv {path}: there is no folder {path.absolute().parent}")
+        return
+    with open(path, "r+", newline="") as file:
+        header = file.readline().strip()
+    if header and header != ",".join(COLUMNS):
+        raise ValueError(f"--csv {path} is another kind of table; its columns should be {','.join(COLUMNS)}")
+
+
+def run(arguments: list[str]) -> None:
+    """The command."""
+    options = tyro.cli(Options, args=arguments, prog="python -m train.evaluate", description=__doc__)
+    path = Path(options.csv or f"results-{re.sub('[^a-z0-9]+', '-', options.dataset.lower()).strip('-')}.csv")
+    require_table(path.expanduser())
+    devices.connect(options.coordinator, options.num_processes, options.process_id)
+    dataset = open_dataset(options.dataset, options.split, data_dir=options.data_dir)
+    setting = preprocessing_of(options.model)
+    everywhere = NamedSharding(devices.data_mesh(), PartitionSpec())
+    model = res2net_jax.load(options.model, sharding=everywhere)
+    counts = evaluate(model, dataset, setting, batch_size=options.batch_size, workers=options.workers)
+    if jax.process_index() == 0:
+        result = Accuracy(*(100 * counts[name] / counts["count"] for name in ("top1", "top5")))
+        print(summary(options.model, model, dataset, setting, counts["count"], result))
+        append_row(path.expanduser(), table_row(options.model, model, setting, result))
+        print(f"Added to {path}")
+
+
+def summary(title: str, model: Res2Net, dataset: Dataset, setting: Preprocessing, count: int, result: Accuracy) -> str:
+    """The result beside the published one, as a small table."""
+    rows = [("", "top-1", "top-5"), ("measured", f"{result.top1:.3f}", f"{result.top5:.3f}")]
+    if theirs := published(model, dataset):
+        rows.append(("published", f"{theirs.top1:.3f}", f"{theirs.top5:.3f}"))
+        rows.append(("difference", f"{result.top1 - theirs.top1:+.3f}", f"{result.top5 - theirs.top5:+.3f}"))
+    return (
+        f"{title} on {dataset.name}, split {dataset.split}: {count} images of {setting.size} x {setting.size} "
+        f"(crop {setting.crop_pct:g}, {setting.interpolation})\n" + command_line.table(rows)
+    )
+
+
+def table_row(title: str, model: Res2Net, setting: Preprocessing, result: Accuracy) -> dict[str, str]:
+    """A row of timm's result tables: accuracies in per cent, parameters in millions."""
+    _, parameters, _ = nnx.split(model, nnx.Param, ...)
+    millions = sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6
+    cells = (
+        title,
+        f"{result.top1:.3f}",
+        f"{100 - result.top1:.3f}",
+        f"{result.top5:.3f}",
+        f"{100 - result.top5:.3f}",
+        f"{millions:.2f}",
+        str(setting.size),
+        f"{setting.crop_pct:g}",
+        setting.interpolation,
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+if __name__ == "__main__":
+    command_line.main(run)
