@@ -56,6 +56,10 @@ class BatchNorm(nnx.Module):
     the unbiased one. Statistics are float32 (float64 in a float64 model) whatever the compute
     ``dtype``, and the variance is taken about the mean: E[x^2] - E[x]^2 cancels on inputs with a
     large mean.
+
+    With ``group_size`` n each n consecutive images of a training batch are normalised by themselves,
+    and the first group moves the running statistics: what torch.nn.DataParallel does with n images
+    a device. ``model.set_attributes(group_size=n)`` sets it throughout a model.
     """
 
     eps = 1e-5
@@ -70,28 +74,39 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(statistics)
         self.dtype = dtype
         self.use_running_average = False
+        self.group_size = None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         out_dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
+        shape = x.shape
         x = x.astype(jnp.promote_types(x.dtype, self.mean.dtype))
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
+            x = self._in_groups(x)
             mean, var = self._batch_statistics(x)
         scale = self.scale[...] * lax.rsqrt(var + self.eps)
-        return ((x - mean) * scale + self.bias[...]).astype(out_dtype)
+        return ((x - mean) * scale + self.bias[...]).astype(out_dtype).reshape(shape)
 
-    def _batch_statistics(self, x):
-        count = x.size // x.shape[-1]
+    def _in_groups(self, x):
+        size = self.group_size or len(x)
+        if len(x) % size:
+            raise ValueError(f"a batch of {len(x)} images cannot be cut into groups of {size} (BatchNorm's group_size)")
+        return x.reshape(-1, size, *x.shape[1:])
+
+    def _batch_statistics(self, x: Float[Array, "g n h w c"]):
+        """Mean and biased variance of each group, of shape [g, 1, 1, 1, c]; updates the running ones."""
+        count = x[0].size // x.shape[-1]
         if count == 1:
             raise ValueError(
-                f"training-mode batch normalisation needs more than one value per channel; got {x.shape}. "
+                f"training-mode batch normalisation needs more than one value per channel; got {x.shape[1:]}. "
                 "Use a larger batch or image, or model.eval()"
             )
-        mean = x.mean((0, 1, 2))
-        var = jnp.square(x - mean).mean((0, 1, 2))
+        mean = x.mean((1, 2, 3), keepdims=True)
+        var = jnp.square(x - mean).mean((1, 2, 3), keepdims=True)
         for running, batch in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
-            running[...] += self.momentum * (lax.stop_gradient(batch).astype(running.dtype) - running[...])
+            batch = lax.stop_gradient(batch[0, 0, 0, 0]).astype(running.dtype)
+            running[...] += self.momentum * (batch - running[...])
         return mean, var
 
 

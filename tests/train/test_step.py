@@ -1,0 +1,185 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models.res2net import Bottle2neck
+from timm.models.resnet import ResNet
+
+import porting
+import res2net_jax
+from res2net_jax import get_variant
+from res2net_jax.model import Res2Net
+from train.config import Config
+from train.step import init_state, make_forward, make_train_step, split
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALL = {"layers": (1, 2, 1, 1), "channels": (16, 16, 32, 32), "scale": 3}
+CLASSES = 7
+
+
+def small_torch():
+    model = ResNet(
+        Bottle2neck,
+        SMALL["layers"],
+        channels=SMALL["channels"],
+        base_width=26,
+        block_args={"scale": SMALL["scale"]},
+        num_classes=CLASSES,
+    )
+    return model.double().train()
+
+
+def ours(reference, **arch):
+    classes = reference.num_classes
+    model = res2net_jax.create("res2net50_26w_4s", num_classes=classes, param_dtype=jnp.float64, **arch)
+    return porting.load_state_dict(model, {key: value.numpy() for key, value in reference.state_dict().items()})
+
+
+def batches(count, size, *, side=32, classes=CLASSES, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield {
+            "image": rng.integers(0, 256, (size, side, side, 3), np.uint8),
+            "label": rng.integers(0, classes, size).astype(np.int32),
+            "stop": np.zeros(1, np.int32),
+        }
+
+
+def normalised(images):
+    return (torch.from_numpy(images.transpose(0, 3, 1, 2)).double() / 255 - tensor(MEAN)) / tensor(STD)
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)[:, None, None]
+
+
+def run(model, config, data, steps_per_epoch=100):
+    step = jax.jit(make_train_step(model, config, steps_per_epoch, MEAN, STD))
+    state = init_state(model, config)
+    history = []
+    for batch in data:
+        state, metrics = step(state, batch)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+def worst(state, reference):
+    """Largest difference of a parameter or running statistic from torch's."""
+    there = ours(reference, **SMALL) if reference.num_classes == CLASSES else ours(reference)
+    params, stats = split(there)
+    differences = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), (state["params"], state["stats"]), (params, stats)
+    )
+    return max(jax.tree.leaves(differences))
+
+
+def torch_steps(reference, config, data, steps_per_epoch, groups=1):
+    optimizer = torch.optim.SGD(
+        reference.parameters(),
+        lr=config.peak_lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, config.decay_epochs, 0.1)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    for number, batch in enumerate(data, start=1):
+        optimizer.zero_grad()
+        parts = normalised(batch["image"]).chunk(groups)
+        criterion(forward_in_groups(reference, parts), torch.from_numpy(batch["label"]).long()).backward()
+        if config.clip_norm is not None:
+            # torch.nn.utils.clip_grad_norm_ but for the 1e-6 that it adds to the norm.
+            norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters()])
+            for parameter in reference.parameters():
+                parameter.grad *= min(1, config.clip_norm / norm)
+        optimizer.step()
+        if number % steps_per_epoch == 0:
+            scheduler.step()
+
+
+def forward_in_groups(reference, parts):
+    """torch.nn.DataParallel's arithmetic: each part by itself, the first one's running statistics stay."""
+    logits = [reference(parts[0])]
+    statistics = {name: buffer.clone() for name, buffer in reference.named_buffers()}
+    logits += [reference(part) for part in parts[1:]]
+    for name, buffer in reference.named_buffers():
+        buffer.data = statistics[name]
+    return torch.cat(logits)
+
+
+PAPER = Config(batch_size=256, decay_epochs=1, epochs=3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"nesterov": True, "clip_norm": 0.5, "label_smoothing": 0.0, "weight_decay": 0.0, "remat": True}],
+    ids=["paper", "other-switches"],
+)
+def test_ten_steps_equal_torch_sgd(x64, changes):
+    config = dataclasses.replace(PAPER, dtype="float64", **changes)
+    torch.manual_seed(0)
+    reference = small_torch()
+    model = ours(reference, **SMALL)
+    state, history = run(model, config, batches(10, 8), steps_per_epoch=6)
+    torch_steps(reference, config, batches(10, 8), steps_per_epoch=6)
+    assert [round(metrics["lr"], 12) for metrics in history] == [0.1] * 6 + [0.01] * 4
+    assert worst(state, reference) < 1e-10
+
+
+@pytest.mark.soak
+def test_ten_steps_of_the_whole_model_equal_torch_sgd(x64):
+    config = dataclasses.replace(PAPER, dtype="float64")
+    torch.manual_seed(0)
+    reference = timm.create_model("res2net50_26w_4s", num_classes=CLASSES + 1).double().train()
+    state, _ = run(ours(reference), config, batches(10, 8, side=64), steps_per_epoch=6)
+    torch_steps(reference, config, batches(10, 8, side=64), steps_per_epoch=6)
+    difference = worst(state, reference)
+    print(f"largest difference after ten steps: {difference:.1e}")
+    assert difference < 1e-10
+
+
+def test_grouped_batch_norm_equals_torch_on_the_same_groups(x64):
+    config = dataclasses.replace(PAPER, dtype="float64", batchnorm_group=4)
+    torch.manual_seed(0)
+    reference = small_torch()
+    model = ours(reference, **SMALL)
+    state, _ = run(model, config, batches(3, 12))
+    torch_steps(reference, config, batches(3, 12), 100, groups=3)
+    assert worst(state, reference) < 1e-10
+
+
+def test_accumulation_is_the_mean_over_parts_that_pass_the_statistics_on(x64):
+    config = dataclasses.replace(PAPER, dtype="float64", accumulate=2)
+    torch.manual_seed(0)
+    reference = small_torch()
+    state, _ = run(ours(reference, **SMALL), config, batches(3, 8))
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    for batch in batches(3, 8):
+        optimizer.zero_grad()
+        for part in range(2):
+            images, labels = normalised(batch["image"][part::2]), torch.from_numpy(batch["label"][part::2]).long()
+            (criterion(reference(images), labels) / 2).backward()
+        optimizer.step()
+    assert worst(state, reference) < 1e-10
+
+
+def test_rematerialisation_keeps_a_third_for_the_backward_pass():
+    model = Res2Net(get_variant("res2net50_26w_4s").arch)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+
+    def kept(remat):
+        forward = make_forward(model, Config(batch_size=64, remat=remat), training=True)
+
+        def backward(params, stats, images):
+            return jax.vjp(lambda params: forward(params, stats, images)[0], params)[1]
+
+        residuals = jax.tree.leaves(jax.eval_shape(backward, *split(model), images))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
+
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(split(model)))
+    assert kept(remat=True) - weights < (kept(remat=False) - weights) / 3

@@ -1,0 +1,1 @@
+"""The trainer: ``python -m train.imagenet``, ``python -m train.evaluate``, ``python -m train.prepare``."""

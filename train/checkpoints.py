@@ -1,0 +1,265 @@
+"""The state of a run on disk: saved in the background, checked when it is read, the damaged passed over.
+
+A checkpoint is a numbered folder with two items. ``model`` is what was evaluated (the averaged weights
+if the run averages them), readable by :func:`res2net_jax.load`. ``training`` is what else the run needs to go
+on: the step, the momentum, and with averaging the raw weights. The position in the data is the step, for a
+batch depends on nothing but the seed and the step. The metadata holds the config, the evaluation's result and a
+checksum of all arrays, since Orbax itself does not notice a flipped bit.
+"""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from res2net_jax.checkpoint import describe
+from res2net_jax.model import Res2Net
+from train.config import Config, differences, to_json
+from train.step import State, evaluated, fingerprint
+
+#: Attempts at the last save of a process, and seconds between two of them.
+ATTEMPTS, PAUSE = 30, 10.0
+
+
+class NotSaved(Exception):
+    """The last state of a run could not be stored."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``folder``. All processes call every method at the same step.
+
+    Args:
+        folder: Parent of the numbered folders; shared by all processes.
+        config: The run's config.
+        model: The model, for the description that :func:`res2net_jax.load` reads.
+    """
+
+    def __init__(self, folder: Path, config: Config, model: Res2Net):
+        self.folder = folder.absolute()
+        self.config = config
+        self._description = describe(model, source={"trained": "python -m train.imagenet", "dataset": config.dataset})
+        self._fingerprint = jax.jit(fingerprint)
+        self._retry_after = max(1, config.checkpoint_every // 10)
+        self._check_at = None
+        self._saving = None
+        self._checkpointer = None
+
+    def restore(self, state: State) -> tuple[State, dict | None] | None:
+        """The newest undamaged state and its evaluation's result (None if it was not evaluated), or None.
+
+        Args:
+            state: A state of the shapes, dtypes and shardings to restore.
+
+        Raises:
+            ValueError: The checkpoints are of a run with another config or model, or all are damaged.
+        """
+        steps = _steps(self.folder)
+        for number, step in enumerate(steps):
+            metadata, problem = self._metadata(step)
+            if problem is None:
+                if lines := differences(metadata["config"], self.config):
+                    raise ValueError(
+                        f"{self.folder.parent} holds a run with another config; give another --output, or the same "
+                        "values:\n  " + "\n  ".join(lines)
+                    )
+                restored, problem = self._load(step, metadata, state)
+            if problem is None:
+                return restored, metadata["evaluation"]
+            if number + 1 == len(steps):
+                raise ValueError(
+                    f"no checkpoint in {self.folder} can be read, the oldest because: {problem}; "
+                    "give another --output to start anew"
+                )
+            _warn(f"checkpoint {step} is damaged: {problem}. Going back to checkpoint {steps[number + 1]}")
+            if jax.process_index() == 0:
+                os.rename(self.folder / str(step), _unused(self.folder / f"{step}.damaged"))
+            _wait_for_all()
+        return None
+
+    def due(self, step: int) -> bool:
+        """Whether to save at ``step``: every ``config.checkpoint_every`` steps, and soon after a failed save."""
+        failed = step == self._check_at and not self._settle()
+        return failed or step % self.config.checkpoint_every == 0
+
+    def save(self, step: int, state: State, evaluation: dict | None = None) -> None:
+        """Starts to save in the background. If it fails this warns, and :meth:`due` asks for another attempt."""
+        self._settle()
+        items = _items(state)
+        metadata = {
+            **self._description,
+            "train": {
+                "step": step,
+                "config": to_json(self.config),
+                "evaluation": evaluation,
+                "fingerprint": int(self._fingerprint(items)),
+            },
+        }
+        self._check_at = step + self._retry_after
+        try:
+            if self._checkpointer is None:
+                self._checkpointer = _open(self.folder, self.config.keep)
+            exists = any(saved.step == step for saved in self._checkpointer.checkpoints)
+            self._saving = self._checkpointer.save_checkpointables_async(
+                step, items, force=True, overwrite=exists, metrics=evaluation, custom_metadata=metadata
+            )
+        except Exception as error:
+            self._saving = _Failed(error)
+
+    def finish(self, step: int, state: State, evaluation: dict | None = None) -> None:
+        """Saves and waits until it is done; tries again for some minutes if the disk is full.
+
+        Raises:
+            NotSaved: It did not work.
+        """
+        for _ in range(ATTEMPTS):
+            self.save(step, state, evaluation)
+            if self._settle():
+                return
+            time.sleep(PAUSE)
+        raise NotSaved(f"step {step} could not be saved in {self.folder}; the checkpoints there are of earlier steps")
+
+    def wait(self) -> bool:
+        """Waits for the save under way, if any; False if it failed."""
+        return self._settle()
+
+    def close(self) -> None:
+        """Waits for the save under way and lets go of everything."""
+        self._settle()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
+
+    def _settle(self):
+        """Waits for the save under way; False if it failed in any process."""
+        saving, self._saving, self._check_at = self._saving, None, None
+        if saving is None:
+            return True
+        problem = None
+        try:
+            saving.result()
+        except Exception as error:
+            problem = _first_line(error)
+        if not _all(problem is None):
+            _warn(
+                f"the checkpoint could not be saved: {problem or 'another process failed'}. "
+                "Training goes on from memory, and saving is tried again; earlier checkpoints are untouched"
+            )
+            # A checkpointer whose save failed may take it for done and delete an older one in its favour.
+            self._checkpointer = None
+            return False
+        return True
+
+    def _metadata(self, step):
+        try:
+            found = ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata
+            return found["train"], None
+        except Exception as error:
+            return None, f"its metadata cannot be read ({_first_line(error)})"
+
+    def _load(self, step, metadata, state):
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
+        noisy = logging.getLogger("asyncio")
+        level, problem = noisy.level, None
+        try:
+            # A damaged file makes hundreds of tracebacks there, one an array.
+            noisy.setLevel(logging.CRITICAL)
+            items = ocp.load_checkpointables(self.folder / str(step), target)
+        except Exception as error:
+            problem = f"it cannot be read ({_first_line(error)})"
+        finally:
+            noisy.setLevel(level)
+        if not _all(problem is None):
+            return None, problem or "another process cannot read it"
+        if int(self._fingerprint(items)) != metadata["fingerprint"]:
+            return None, "its arrays are not those that were saved (checksum)"
+        return _state(items, state), None
+
+
+class _Failed:
+    """A save that failed before it began."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def result(self):
+        raise self.error
+
+
+def _items(state: State) -> dict[str, dict]:
+    """The state as flat dicts with string keys, each array once."""
+    momentum, _ = jax.tree.flatten_with_path(state["momentum"])
+    training = {"step": state["step"]}
+    training |= {f"momentum{jax.tree_util.keystr(path)}": leaf for path, leaf in momentum}
+    if state["ema"]:
+        training |= {f"raw.{path}": leaf for path, leaf in {**state["params"], **state["stats"]}.items()}
+    return {"model": evaluated(state), "training": training}
+
+
+def _state(items, like: State) -> State:
+    """The inverse of :func:`_items`."""
+    model, training = items["model"], items["training"]
+    momentum, structure = jax.tree.flatten_with_path(like["momentum"])
+    momentum = [training[f"momentum{jax.tree_util.keystr(path)}"] for path, _ in momentum]
+    raw = {path.removeprefix("raw."): leaf for path, leaf in training.items() if path.startswith("raw.")}
+    weights = raw or model
+    return {
+        "step": training["step"],
+        "params": {path: weights[path] for path in like["params"]},
+        "stats": {path: weights[path] for path in like["stats"]},
+        "momentum": jax.tree.unflatten(structure, momentum),
+        "ema": dict(model) if like["ema"] else {},
+    }
+
+
+def _open(folder, keep):
+    policies = ocp.training.preservation_policies
+    return ocp.training.Checkpointer(
+        folder,
+        preservation_policy=policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        ),
+        cleanup_tmp_directories=True,
+    )
+
+
+def _steps(folder):
+    """Numbers of the checkpoints in ``folder``, newest first."""
+    children = folder.iterdir() if folder.is_dir() else []
+    return sorted((int(child.name) for child in children if child.name.isdigit()), reverse=True)
+
+
+def _unused(path):
+    number = 0
+    candidate = path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}{number}")
+    return candidate
+
+
+def _all(ok: bool) -> bool:
+    """Whether it is so in every process."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
+
+
+def _wait_for_all():
+    multihost_utils.sync_global_devices("checkpoints")
+
+
+def _warn(message):
+    print(f"WARNING: {message}", file=sys.stderr, flush=True)
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

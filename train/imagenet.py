@@ -1,0 +1,290 @@
+"""The program: python -m train.imagenet [RECIPE] [--switch value ...]
+
+It trains until the last epoch, saving as it goes. The same command resumes a run that was stopped in any
+way, and ends in the same parameters, bit for bit, as a run that never was.
+
+Exit codes: 0 done. 2 a mistake in the command, the data or the checkpoints. 3 the loss became NaN or
+infinite. 4 the last state could not be saved. 130 Ctrl-C and 143 SIGTERM: saved; the same command goes on.
+"""
+
+import contextlib
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import res2net_jax
+from res2net_jax import command_line
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import VARIANTS, Preprocessing
+from train import rehearsal
+from train.checkpoints import Checkpoints, NotSaved
+from train.config import Config, parse, write_json
+from train.data import eval_batches, steps_per_epoch, train_batches
+from train.datasets import Dataset, open_dataset
+from train.report import Report
+from train.signals import StopRequest
+from train.step import evaluated, init_state, make_eval_step, make_train_step, zero_sums
+
+DIVERGED, NOT_SAVED = 3, 4
+
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient is no longer a finite number."""
+
+
+def main(config: Config, stop: StopRequest) -> int:
+    """Trains as ``config`` says, in each process of the run, and returns the exit code.
+
+    Raises:
+        ValueError: A config that does not fit the data, the devices, or the run found in ``config.output``.
+        FileNotFoundError: There is no such data.
+    """
+    # ---- Mesh: one axis, along which a batch is spread; the state is on every device.
+    if config.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    # jax.make_mesh may permute the devices; so, process p holds the p-th share of a batch.
+    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    _require_divisible(config)
+
+    def replicate(tree):
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated, np.asarray(x)), tree)
+
+    def place(batch: dict) -> dict:
+        # The flag travels with the batch, so that all processes learn of a signal to one of them at the same step.
+        flags = np.full(jax.local_device_count(), stop.signum, np.int32)
+        return {
+            name: jax.make_array_from_process_local_data(sharded, value)
+            for name, value in {**batch, "stop": flags}.items()
+        }
+
+    # ---- Data
+    if config.fake_data:
+        train_set = eval_set = rehearsal.fake_dataset()
+    else:
+        train_set = open_dataset(config.dataset, config.train_split, data_dir=config.data_dir)
+        eval_set = open_dataset(config.dataset, config.eval_split, data_dir=config.data_dir)
+        _require_single_label(eval_set)
+    epoch = steps_per_epoch(train_set, config.batch_size)
+    total = min(config.epochs * epoch, config.steps or math.inf)
+
+    # ---- Model
+    model = build_model(config, train_set)
+    setting = preprocessing(config, model)
+    train_step = jax.jit(
+        make_train_step(model, config, epoch, setting.mean, setting.std),
+        donate_argnums=0,
+        out_shardings=(replicated, replicated),
+    )
+    eval_step = jax.jit(
+        make_eval_step(model, config, setting.mean, setting.std, eval_set.class_subset), out_shardings=replicated
+    )
+
+    # ---- State: fresh, or as the run in config.output left it.
+    state = replicate(init_state(model, config))
+    if config.dry_run:
+        return rehearsal.dry_run(config, model, state, train_step, place, train_set, epoch)
+    if config.fake_data:
+        return rehearsal.time_steps(config, state, train_step, place)
+    output = Path(config.output).expanduser()
+    checkpoints = Checkpoints(output / "checkpoints", config, model)
+    restored = checkpoints.restore(state)
+    state, evaluation = restored or (state, None)
+    done = int(state["step"])
+    if jax.process_index() == 0:
+        write_json(config, output / "config.json")
+
+    # ---- Loop
+    report = Report(output, config, start=done, total=total, steps_per_epoch=epoch, visible=jax.process_index() == 0)
+    report.say(_introduction(config, model, train_set, eval_set, epoch, done, total))
+    batches = train_batches(
+        train_set,
+        size=config.size,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        augment=config.augment,
+        start=done,
+        workers=config.workers,
+        **share,
+    )
+
+    def evaluate() -> tuple[dict | None, int]:
+        held_out = eval_batches(
+            eval_set,
+            preprocessing=setting,
+            batch_size=(config.eval_batch_size or config.batch_size) // jax.process_count(),
+            workers=config.workers,
+            **share,
+        )
+        with report.paused(), contextlib.closing(held_out):
+            return run_evaluation(eval_step, evaluated(state), map(place, held_out), replicate(zero_sums(config)))
+
+    # Stopped in the middle of an evaluation, a run begins with it.
+    evaluation_due = evaluation is None and _is_evaluated(done, total, epoch, config)
+    save_due, signum, pending = False, 0, None
+    try:
+        while True:
+            if evaluation_due or save_due or signum:
+                # Nothing is saved before its step is known to have gone well.
+                signum, pending = _settle(pending, report) or signum, None
+                evaluation = None
+                if evaluation_due and not signum:
+                    evaluation, signum = evaluate()
+                if signum:
+                    checkpoints.finish(done, state)
+                    report.say(f"Saved at step {done} of {total}; the same command goes on from here.")
+                    return 128 + signum
+                if evaluation:
+                    report.evaluation(done, evaluation)
+                checkpoints.save(done, state, evaluation)
+            if done >= total:
+                break
+            with report.waiting():
+                batch = next(batches)
+            state, metrics = train_step(state, place(batch))
+            done += 1
+            # The metrics of the step before are read while this one runs: the devices never wait for the host.
+            signum, pending = _settle(pending, report), (done, metrics)
+            evaluation_due = _is_evaluated(done, total, epoch, config)
+            save_due = checkpoints.due(done)
+        if not checkpoints.wait():
+            checkpoints.finish(done, state, evaluation)
+        report.summary(checkpoints.folder, batches.replaced)
+        return 0
+    except Diverged as error:
+        hint = "A smaller --lr, a longer --warmup-epochs or --clip-norm may help"
+        return _fail(f"{error}. {checkpoints.folder} keeps what was good. {hint}", DIVERGED)
+    except NotSaved as error:
+        return _fail(error, NOT_SAVED)
+    finally:
+        batches.close()
+        checkpoints.close()
+        report.close()
+
+
+def run_evaluation(
+    eval_step: Callable, weights: dict, batches: Iterable[dict], sums: dict
+) -> tuple[dict[str, float] | None, int]:
+    """The result over all batches and 0, or None and the signal that came in between.
+
+    A result is ``top1`` and ``top5`` in per cent, the mean ``loss``, and ``count``, the number of examples.
+    """
+    for batch in batches:
+        before, sums = sums, eval_step(weights, batch, sums)
+        if signum := int(before["stop"]):
+            return None, signum
+    sums = jax.device_get(sums)
+    if sums["stop"]:
+        return None, int(sums["stop"])
+    count = int(sums["count"])
+    accuracies = {name: 100 * int(sums[name]) / count for name in ("top1", "top5")}
+    return {**accuracies, "loss": float(sums["loss"]) / count, "count": count}, 0
+
+
+def build_model(config: Config, dataset: Dataset) -> Res2Net:
+    """The model to train, fresh or (``config.pretrained``) trained, with a classifier for ``dataset``."""
+    options = {
+        "num_classes": dataset.num_classes,
+        "in_chans": dataset.in_chans,
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.promote_types(config.dtype, jnp.float32),
+        **config.arch,
+    }
+    if config.pretrained:
+        model = res2net_jax.load(config.model, **options)
+    else:
+        model = res2net_jax.create(config.model, rngs=config.seed, zero_init_last=config.zero_init_last, **options)
+    model.class_names = dataset.class_names
+    return model
+
+
+def preprocessing(config: Config, model: Res2Net) -> Preprocessing:
+    """How evaluation images are made: the model's published setting at ``config.size``."""
+    setting = VARIANTS[model.name].preprocessing if model.name in VARIANTS else Preprocessing()
+    return dataclasses.replace(setting, size=config.size, crop_pct=config.eval_crop_pct or setting.crop_pct)
+
+
+def join_processes(config: Config) -> None:
+    """Makes this process one of several, if the config or the cluster says so. Before any use of a device."""
+    if config.coordinator is not None:
+        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+        return
+    # It raises where JAX knows no cluster around this process, which then is the only one.
+    with contextlib.suppress(ValueError):
+        jax.distributed.initialize()
+
+
+def command(arguments: list[str]) -> None:
+    """Runs the command line; exits with the codes above."""
+    config = parse(arguments, "python -m train.imagenet")
+    join_processes(config)
+    # After JAX, which handles SIGTERM itself in a process of several.
+    with StopRequest() as stop:
+        code = main(config, stop)
+    if code:
+        sys.exit(code)
+
+
+def _settle(pending, report):
+    """Waits for a step, reports it, and returns the signal that some process got before it (0: none)."""
+    if pending is None:
+        return 0
+    step, metrics = pending
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+        raise Diverged(f"step {step}: the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}")
+    report.step(step, metrics)
+    return int(metrics["stop"])
+
+
+def _is_evaluated(done, total, epoch, config):
+    return done > 0 and (done % (epoch * config.eval_every) == 0 or done >= total)
+
+
+def _fail(error, code):
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+def _require_divisible(config):
+    devices = jax.device_count()
+    for name in ("batch_size", "eval_batch_size"):
+        size = getattr(config, name)
+        if size is not None and size % devices:
+            raise ValueError(
+                f"{name} {size} cannot be spread evenly over {devices} devices; "
+                f"the nearest that can are {max(1, size // devices) * devices} and {(size // devices + 1) * devices}"
+            )
+    part = config.batch_size // config.accumulate
+    if part % devices:
+        raise ValueError(
+            f"accumulate {config.accumulate} leaves {part} images at once, not a multiple of the {devices} devices"
+        )
+
+
+def _require_single_label(dataset):
+    if dataset.multi_label:
+        raise ValueError(f"{dataset.name} has several labels an example; python -m train.evaluate handles it")
+
+
+def _introduction(config, model, train_set, eval_set, epoch, done, total):
+    lines = [f"  {name:17} {value}" for name, value in dataclasses.asdict(config).items()]
+    lines.append(f"{model.name} on {train_set.name}: {len(train_set):,} pictures, {epoch:,} steps an epoch")
+    lines.append(f"evaluated on {eval_set.name}[{eval_set.split}]: {len(eval_set):,} pictures")
+    lines.append(f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)")
+    lines.append(
+        f"Resuming at step {done} of {total}." if done else f"Starting; {total} steps. The first one compiles."
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command_line.main(command)

@@ -1,0 +1,72 @@
+"""SGD as torch.optim.SGD does it, and the learning rate over the steps."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.config import Config
+
+
+def make_optimizer(config: Config, paths: list[str]) -> optax.GradientTransformation:
+    """Gradients -> update directions, before the learning rate: ``params -= lr * direction``.
+
+    In torch's order (torch.optim.SGD): clip, add ``weight_decay * parameter``, momentum. A dampening
+    or a decoupled decay it has not. Layer-wise decay scales a direction as a smaller learning rate
+    of that layer would.
+
+    Args:
+        config: The run's config.
+        paths: The parameters' paths, e.g. ``"layer1.0.conv1.kernel"``.
+    """
+    chain = []
+    if config.clip_norm is not None:
+        chain.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.weight_decay:
+        mask = None if config.decay_all else lambda params: {path: p.ndim > 1 for path, p in params.items()}
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
+    if config.momentum:
+        chain.append(optax.trace(config.momentum, nesterov=config.nesterov))
+    if config.layer_decay is not None:
+        chain.append(_scale_by(layer_factors(paths, config.layer_decay)))
+    return optax.chain(*chain)
+
+
+def learning_rate(config: Config, step: jax.Array | int, steps_per_epoch: int) -> jax.Array:
+    """The learning rate of ``step`` (from 0).
+
+    ``"steps"`` is the official ``lr * 0.1 ** (epoch // decay_epochs)``. ``"cosine"`` falls over the steps that
+    warm-up leaves (Loshchilov & Hutter 2017, no restarts), to 0 after the last one.
+    """
+    step = jnp.asarray(step)
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "steps":
+        lr = config.peak_lr * 0.1 ** (step // steps_per_epoch // config.decay_epochs)
+    else:
+        lr = config.peak_lr * 0.5 * (1 + jnp.cos(jnp.minimum((step - warmup) / (total - warmup), 1) * math.pi))
+    return jnp.where(step < warmup, config.peak_lr * (step + 1) / max(warmup, 1), lr)
+
+
+def layer_factors(paths: list[str], decay: float) -> dict[str, float]:
+    """``decay ** n`` for a parameter n blocks below the classifier; all of the stem counts as one block."""
+    blocks = {path: _block(path) for path in paths}
+    order = sorted(set(blocks.values()))
+    return {path: decay ** (len(order) - 1 - order.index(block)) for path, block in blocks.items()}
+
+
+def _block(path):
+    """Sorts from the stem up: (0, 0), (1, 0), (1, 1), ... and the classifier last."""
+    if path.startswith("fc."):
+        return (math.inf, 0)
+    block = re.match(r"layer(\d+)\.(\d+)\.", path)
+    return (int(block[1]), int(block[2])) if block else (0, 0)
+
+
+def _scale_by(factors):
+    def update(updates, state, params=None):
+        return {path: u * factors[path] for path, u in updates.items()}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
