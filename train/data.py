@@ -184,11 +184,11 @@ class _TrainExample:
                 image = self.distort(transforms.open_picture(record["image"]), rng)
                 unreadable = -1 if index == first else first
                 return {"image": image, "label": _label(self.dataset, record), "unreadable": unreadable}
-            except (UnreadablePicture, OSError):
-                index = (index + 1) % n
+            except (UnreadablePicture, OSError) as error:
+                index, reason = (index + 1) % n, error
         raise UnreadablePicture(
-            f"{_MAX_UNREADABLE} pictures in a row cannot be read, from {self.dataset.source.name(first)} on; "
-            f"is {self.dataset.name} what it should be?"
+            f"{min(n, _MAX_UNREADABLE)} pictures in a row cannot be read, from {self.dataset.source.name(first)} on "
+            f"({reason}); is {self.dataset.name} what it should be?"
         )
 
     def distort(self, picture, rng):

@@ -276,16 +276,17 @@ def _not_prepared(name, data_dir, root, found):
             f"{name} is half prepared: {root / halves[0]} is what an interrupted preparation left. "
             f"Remove it and prepare again: {_prepare(name, data_dir)}"
         )
-    prepared = sorted(child.name for child in data_dir.iterdir() if child.is_dir()) if data_dir.is_dir() else []
-    near = difflib.get_close_matches(name, ["digits", "folder:", *prepared], n=2)
+    children = data_dir.iterdir() if data_dir.is_dir() else ()
+    prepared = sorted(child.name for child in children if child.is_dir() and child.name != "downloads")
+    near = difflib.get_close_matches(name, ["digits", *prepared], n=1, cutoff=0.85)
     return (
-        f"no prepared data set {name!r} in {data_dir}"
-        + (f"; did you mean {' or '.join(near)}?" if near else "")
-        + f". There: {_some(prepared) or 'nothing'}. To prepare it: {_prepare(name, data_dir)}"
+        f"no prepared data set {name!r} in {data_dir}, which holds {_some(prepared) or 'none'}. "
+        + (f"Did you mean {near[0]}? " if near else "")
+        + f"To prepare it: {_prepare(name, data_dir)}"
     )
 
 
 def _prepare(name, data_dir):
     manual = " --manual-dir FOLDER_OF_THE_TARS" if name.startswith("imagenet2012") else ""
-    dataset = "" if name == "imagenet2012" else f" --dataset {name}"
+    dataset = "" if name == "imagenet2012" else f" --dataset {_CONFIGS.get(name, name)}"
     return f"python -m train.prepare{dataset}{manual} --data-dir {data_dir or '~/tensorflow_datasets'}"

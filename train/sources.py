@@ -70,15 +70,24 @@ class Records:
         return len(self.records)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        record = self.records[i]
-        label = np.asarray(record[self.label_key])
+        try:
+            record = self.records[i]
+        except RuntimeError as error:  # of a damaged file, which may also give empty records
+            raise OSError(f"the record is damaged: {error}") from error
+        image, label = record[self.image_key], record[self.label_key]
+        if image is None or label is None:
+            raise OSError("the record is damaged: it is empty")
+        label = np.asarray(label)
         return {
-            "image": record[self.image_key],
+            "image": image,
             "label": tuple(label.astype(int).tolist()) if label.ndim else int(label),
         }
 
     def name(self, i: int) -> str:
-        file = self.records[i].get("file_name")
+        try:
+            file = self.records[i].get("file_name")
+        except RuntimeError:
+            file = None
         return f"record {i} of {self.title}" + (f" ({file.decode(errors='replace')})" if file else "")
 
 

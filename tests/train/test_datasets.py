@@ -141,13 +141,13 @@ def test_set_that_was_never_prepared(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no prepared data set 'imagenet2012'.*python -m train.prepare"):
         open_dataset("imagenet2012", "train", data_dir=tmp_path)
     (tmp_path / "imagenet2012" / "5.1.0").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="did you mean imagenet2012?"):
+    with pytest.raises(FileNotFoundError, match="holds imagenet2012. Did you mean imagenet2012?"):
         open_dataset("imagenet2021", "train", data_dir=tmp_path)
 
 
 def test_half_prepared_set(tmp_path):
-    (tmp_path / "imagenet2012" / "5.1.0.incomplete1B2C").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="half prepared: .*incomplete1B2C.*Remove it and prepare again"):
+    (tmp_path / "imagenet2012" / "incomplete.1B2C_5.1.0").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="half prepared: .*incomplete.1B2C.*Remove it and prepare again"):
         open_dataset("imagenet2012", "train", data_dir=tmp_path)
 
 
