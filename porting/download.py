@@ -5,6 +5,7 @@ import http.client
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 import urllib.error
@@ -65,6 +66,8 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
     from huggingface_hub import errors
 
     try:
+        if huggingface_hub.try_to_load_from_cache(repo, file, revision=revision) is None:
+            _require_host(repo, huggingface_hub.constants.ENDPOINT)
         path = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     except errors.LocalEntryNotFoundError as error:
         raise ConnectionError(f"cannot reach the hub for {repo}, and its cache does not have it") from error
@@ -77,6 +80,16 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
         path.resolve().unlink()
         raise ValueError(f"{repo} came damaged from the hub (wrong SHA-256); it was removed, try again")
     return path
+
+
+def _require_host(repo, endpoint):
+    """ConnectionError at once if the hub is unknown here, where its client would try for half a minute."""
+    if not urllib.request.getproxies():
+        host = urllib.parse.urlsplit(endpoint).hostname
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            raise ConnectionError(f"cannot reach the hub for {repo} ({host}: {error.strerror})") from error
 
 
 def _download(url, part):

@@ -71,7 +71,7 @@ def _fetch(variant: Variant, source, check_hash, cache_dir) -> Release:
         try:
             return fetch(candidate, check_hash=check_hash, cache_dir=cache_dir)
         except (ConnectionError, FileNotFoundError) as error:
-            failures.append(f"  {candidate}: {error}")
+            failures.append(f"  {error}")
     raise ConnectionError(
         f"the weights of {variant.name} could not be downloaded:\n" + "\n".join(failures) + "\n"
         f"Fetch {variant.pth} or its model.safetensors elsewhere and give the file as source= (--source)"

@@ -116,11 +116,11 @@ def _read_torch(path):
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        if "Unsupported" in str(error):
-            what = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
+        if "unsupported" in str(error).lower():
+            what = re.search(r"(?i)unsupported (?:global:? |operand |class )?([\w.]+)", str(error))
             raise ValueError(
-                f"{path} holds more than tensors ({what[1] if what else 'a Python object'}), which could run code "
-                "when read; it was not read. Save the state dict alone: torch.save(model.state_dict(), file)"
+                f"{path} holds more than tensors ({what[1] if what else 'Python objects'}), which could run code "
+                "when read, so it was not read. Save the state dict alone: torch.save(model.state_dict(), file)"
             ) from error
         raise ValueError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from error
 

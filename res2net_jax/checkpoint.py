@@ -162,7 +162,7 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{folder} is not a readable Orbax checkpoint: {_first_line(error)}") from error
     if not isinstance(metadata, dict) or "format" not in metadata or "model" not in metadata:
-        raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net saved by res2net_jax")
+        raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or its metadata is damaged")
     if metadata["format"] != FORMAT:
         raise ValueError(
             f"{folder} has checkpoint format {metadata['format']!r}; this version of res2net_jax reads format "
@@ -229,7 +229,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def explain_write(error: Exception, folder: Path) -> Exception:
     """An error of writing to ``folder`` in plain words, or ``error`` itself if it is of another kind."""
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return PermissionError(
             error.errno,
             f"cannot write {folder} ({os.strerror(error.errno)}); choose another place, for the cache with "

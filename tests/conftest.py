@@ -1,0 +1,73 @@
+"""What the tests of all packages share: timm's models as the reference, and photographs."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@functools.lru_cache(maxsize=2)
+def _timm_model(name, **kwargs):
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, **kwargs)
+    # Fresh norms are the identity, and the last of each block zero: a port could swap or skip them unnoticed.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, 0.0, 0.1)
+            torch.nn.init.normal_(module.running_mean, 0.0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+@pytest.fixture
+def timm_model():
+    """``timm_model(name, **kwargs)``: a fresh copy of timm's model with every array random, float32, in eval mode."""
+    import copy
+
+    return lambda name, **kwargs: copy.deepcopy(_timm_model(name, **kwargs)).float().eval()
+
+
+@pytest.fixture
+def x64():
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    """Two real photographs, 640x427."""
+    import sklearn.datasets
+
+    folder = Path(sklearn.datasets.__file__).parent / "images"
+    return [folder / "china.jpg", folder / "flower.jpg"]
+
+
+@pytest.fixture(scope="session")
+def weights() -> dict[str, np.ndarray]:
+    """The state dict of a random res2net50_48w_2s under torch keys, with ``num_batches_tracked``."""
+    model = _timm_model("res2net50_48w_2s")
+    return {key: value.numpy().copy() for key, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def safetensors_file(weights, tmp_path_factory) -> Path:
+    from safetensors.numpy import save_file
+
+    file = tmp_path_factory.mktemp("release") / "model.safetensors"
+    save_file(weights, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(safetensors_file, tmp_path_factory) -> Path:
+    """``weights`` as an uncertified checkpoint."""
+    import porting
+
+    return porting.port("res2net50_48w_2s", safetensors_file, tmp_path_factory.mktemp("checkpoint") / "m", verify=False)

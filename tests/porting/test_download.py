@@ -1,0 +1,142 @@
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+import porting
+from porting import download
+
+CONTENT = save({"a": np.arange(1_000_000, dtype="float32")})
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0)
+
+
+@pytest.fixture
+def url(server):
+    path = f"/v1/model-{DIGEST[:8]}.safetensors"
+    server.files[path] = CONTENT
+    return server.url + path
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def test_a_url_is_read_once(url, server, tmp_path, capsys):
+    arrays = porting.read(url, cache_dir=tmp_path)
+    assert np.array_equal(arrays["a"], np.arange(1_000_000))
+    assert "100%" in capsys.readouterr().err
+    porting.read(url, cache_dir=tmp_path)
+    assert [method for method, *_ in server.requests] == ["GET"]
+    assert files_in(tmp_path) == [f"model-{DIGEST[:8]}.safetensors"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_connection_is_resumed(url, server, tmp_path, ranges):
+    server.cut, server.ranges = 2, ranges
+    assert len(porting.read(url, cache_dir=tmp_path)["a"]) == 1_000_000
+    spans = [span for _, _, span in server.requests]
+    assert spans[0] is None and all(span.startswith("bytes=") for span in spans[1:]) and len(spans) == 3
+
+
+def test_a_connection_that_always_breaks(url, server, tmp_path):
+    server.cut = 99
+    with pytest.raises(ConnectionError, match="the connection broke after .* give the file as source="):
+        porting.read(url, cache_dir=tmp_path)
+    assert files_in(tmp_path) == [f"model-{DIGEST[:8]}.safetensors.part"]
+    server.cut = 0
+    assert len(porting.read(url, cache_dir=tmp_path)["a"]) == 1_000_000
+
+
+def test_a_wrong_hash_keeps_nothing(url, server, tmp_path):
+    server.lie = True
+    with pytest.raises(ValueError, match=f"does not begin with {DIGEST[:8]}. Nothing was kept"):
+        porting.read(url, cache_dir=tmp_path)
+    assert files_in(tmp_path) == []
+
+
+def test_a_stale_part_is_thrown_away(url, server, tmp_path):
+    part = tmp_path / "downloads" / f"model-{DIGEST[:8]}.safetensors.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT + b"more")
+    assert len(porting.read(url, cache_dir=tmp_path)["a"]) == 1_000_000
+
+
+def test_a_web_page_and_a_missing_file(server, tmp_path):
+    server.files["/model.pth"] = b"<html>Sign in</html>"
+    with pytest.raises(ValueError, match="is a web page, not weights"):
+        porting.read(server.url + "/model.pth", cache_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="the server has no .*/none.pth"):
+        porting.read(server.url + "/none.pth", cache_dir=tmp_path)
+
+
+def test_no_network(tmp_path):
+    with pytest.raises(ConnectionError, match="cannot download http://127.0.0.1:9/x.pth .*refused"):
+        porting.read("http://127.0.0.1:9/x.pth", cache_dir=tmp_path)
+
+
+def test_no_space(url, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(OSError, match="no space to write"):
+        porting.read(url, cache_dir=tmp_path)
+    assert files_in(tmp_path) == []
+
+
+def hub_run(server, tmp_path, code):
+    env = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "RES2NET_JAX_HOME": str(tmp_path / "home"),
+    }
+    env.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
+
+
+def downloads(server):
+    """The range asked for by each download from the hub."""
+    return [span for method, path, span in server.requests if method == "GET" and "/resolve/" in path]
+
+
+READ = "import porting, sys; print(float(porting.read('timm/x.in1k')['a'].sum()), 'torch' in sys.modules)"
+
+
+def test_the_hub(server, tmp_path):
+    server.add_to_hub("timm/x.in1k", CONTENT)
+    first = hub_run(server, tmp_path, READ)
+    assert first.stdout.split() == [str(float(np.arange(1_000_000, dtype="float32").sum())), "False"], first.stderr
+    assert len(downloads(server)) == 1
+    server.url = "http://127.0.0.1:9"  # nobody there: the cache of the hub's client still has the file
+    assert hub_run(server, tmp_path, READ).stdout == first.stdout
+
+
+def test_the_hub_cuts_the_connection(server, tmp_path):
+    server.add_to_hub("timm/x.in1k", CONTENT)
+    server.cut = 1
+    done = hub_run(server, tmp_path, READ)
+    assert done.stdout, done.stderr
+    assert len(downloads(server)) == 2
+
+
+def test_the_hub_sends_something_else(server, tmp_path):
+    server.add_to_hub("timm/x.in1k", CONTENT)
+    server.lie = True
+    done = hub_run(server, tmp_path, READ)
+    assert "came damaged from the hub (wrong SHA-256); it was removed" in done.stderr
+    server.lie = False
+    assert hub_run(server, tmp_path, READ).returncode == 0
+
+
+def test_the_hub_does_not_have_it(server, tmp_path):
+    done = hub_run(server, tmp_path, READ)
+    assert "FileNotFoundError: the hub has no model.safetensors in timm/x.in1k, revision main" in done.stderr

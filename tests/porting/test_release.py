@@ -1,0 +1,139 @@
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import porting
+import res2net_jax
+from porting.export import export
+from porting.parity import SIZES, STAGES, certify
+from res2net_jax import checkpoint
+
+NAME = "res2net50_48w_2s"
+
+
+def test_port_certifies_and_records_where_from(safetensors_file, weights, tmp_path):
+    folder = porting.port(NAME, safetensors_file, tmp_path / "m")
+    metadata = checkpoint.read_metadata(folder)
+    certificate, source = metadata["certificate"], metadata["source"]
+    assert source["origin"] == str(safetensors_file) and source["bytes"] == safetensors_file.stat().st_size
+    assert len(source["sha256"]) == 64
+    assert certificate["certified"] is True
+    for dtype, limit in (("float64", 1e-12), ("float32", 1e-5)):
+        assert list(certificate["error"][dtype]) == [f"{h}x{w}" for h, w in SIZES]
+        for stages in certificate["error"][dtype].values():
+            assert tuple(stages) == STAGES
+            assert all(0 <= error < limit for error in stages.values())
+    assert {"torch", "timm", "jax", "flax", "numpy", "python"} <= certificate["versions"].keys()
+    assert np.array_equal(porting.state_dict(res2net_jax.load(folder))["fc.weight"], weights["fc.weight"])
+
+
+def test_a_model_that_computes_something_else_is_not_written(safetensors_file, tmp_path, monkeypatch):
+    import jax
+
+    from res2net_jax.layers import BatchNorm
+
+    monkeypatch.setattr(BatchNorm, "eps", 1e-3)
+    jax.clear_caches()
+    with pytest.raises(ValueError, match="does not agree with timm in float64 and float32; nothing was written"):
+        porting.port(NAME, safetensors_file, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    jax.clear_caches()
+
+
+def test_without_timm_the_checkpoint_says_so(safetensors_file, weights, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert certify(NAME, weights) == {
+        "certified": False,
+        "reason": "timm is not installed: pip install 'res2net_jax[port]'",
+    }
+
+
+def test_other_classes_and_channels(timm_model, tmp_path):
+    reference = timm_model(NAME, num_classes=5, in_chans=1)
+    save_file({key: value.numpy() for key, value in reference.state_dict().items()}, tmp_path / "m.safetensors")
+    model = res2net_jax.load(porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "m"))
+    assert (model.num_classes, model.in_chans) == (5, 1)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_timm_loads_the_exported_file_strictly(checkpoint_folder, weights, timm_model, tmp_path, suffix):
+    import timm
+
+    file = export(checkpoint_folder, tmp_path / f"out{suffix}")
+    content = torch.load(file, weights_only=True) if suffix == ".pth" else load_file(file)
+    tensors = {key: torch.as_tensor(value) for key, value in content.items()}
+    fresh = timm.create_model(NAME)
+    fresh.load_state_dict(tensors, strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(fresh.eval()(x), timm_model(NAME)(x))
+    again = timm.create_model(NAME, checkpoint_path=str(file)).eval()
+    with torch.inference_mode():
+        assert torch.equal(again(x), timm_model(NAME)(x))
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    with pytest.raises(FileExistsError, match="--force"):
+        export(checkpoint_folder, file)
+
+
+def test_what_cannot_be_ported(safetensors_file, weights, tmp_path):
+    with pytest.raises(ValueError, match="did you mean"):
+        porting.port("res2net50_26w4s", safetensors_file)
+    with pytest.raises(ValueError, match=f"They fit: {NAME}"):
+        porting.port("res2net50_26w_4s", safetensors_file, tmp_path / "m")
+    broken = copy.copy(weights) | {"bn1.running_mean": np.full(64, np.nan, "float32")}
+    save_file(broken, tmp_path / "nan.safetensors")
+    with pytest.raises(ValueError, match="1 NaN or infinite:\n  bn1.running_mean"):
+        porting.port(NAME, tmp_path / "nan.safetensors", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "m").mkdir()
+    with pytest.raises(FileExistsError, match="--force"):
+        porting.port(NAME, safetensors_file, tmp_path / "m")
+    with pytest.raises(FileExistsError, match="not a checkpoint, so it is left alone"):
+        porting.port(NAME, safetensors_file, tmp_path / "m", verify=False, overwrite=True)
+
+
+def run(*arguments, env=None):
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300, env=env)
+
+
+def test_command_line(safetensors_file, tmp_path, photos):
+    done = run("porting", NAME, "--source", str(safetensors_file), "--output", str(tmp_path / "m"))
+    assert done.returncode == 0, done.stderr
+    header, row = done.stdout.splitlines()
+    assert header.split() == ["model", "float64", "error", "float32", "error", "certified", "folder"]
+    assert row.split()[0] == NAME and row.split()[3:] == ["yes", str(tmp_path / "m")]
+
+    info = run("res2net_jax", "info", str(tmp_path / "m"), "--size", "224x285")
+    assert "5,375,291,520 at 224x285 (the model index's convention)" in info.stdout
+    assert "certified       against timm" in info.stdout and "float64 224x224" in info.stdout
+
+    predicted = run("res2net_jax", "predict", str(tmp_path / "m"), *map(str, photos), "--top-k", "2")
+    assert predicted.returncode == 0, predicted.stderr
+    assert [line.strip() for line in predicted.stdout.splitlines()[::3]] == [str(file) for file in photos]
+
+    exported = run("porting", "export", str(tmp_path / "m"), str(tmp_path / "out.safetensors"))
+    assert exported.stdout.strip() == str(tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("res2net_jax", "info", "res2net50"), "no model is called 'res2net50'; did you mean"),
+        (("res2net_jax", "info", "res2net50d", "--size", "0x3"), "--size is HEIGHTxWIDTH"),
+        (("res2net_jax", "list", "vgg*"), "no model matches 'vgg*'"),
+        (("res2net_jax", "predict", "res2net50d", "nothing.jpg"), "there is no file nothing.jpg"),
+        (("res2net_jax", "predict", "./nothing", __file__), "there is no folder"),
+        (("porting",), "give the names of models, or --all"),
+        (("porting", "export", "nowhere", "out.bin"), "must end in .pth or .safetensors"),
+        (("porting", "res2net50d", "--source", "none.pth"), "there is no file none.pth"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and message in done.stderr and "Traceback" not in done.stderr

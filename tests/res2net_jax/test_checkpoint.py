@@ -1,0 +1,190 @@
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import res2net_jax
+from res2net_jax import checkpoint
+from res2net_jax.init import variables
+
+SMALL = {"layers": (1, 1), "channels": (16, 32)}
+
+
+@pytest.fixture
+def model():
+    return res2net_jax.create("res2net50_26w_4s", num_classes=5, **SMALL).eval()
+
+
+def same(a, b):
+    a, b = checkpoint.arrays(a), checkpoint.arrays(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
+
+
+def test_a_saved_model_comes_back(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "new" / "m")
+    loaded = res2net_jax.load(folder)
+    assert same(loaded, model)
+    assert (loaded.name, loaded.arch, loaded.num_classes) == (model.name, model.arch, 5)
+    x = jnp.ones((1, 32, 32, 3))
+    assert np.array_equal(jax.jit(lambda m, x: m(x))(loaded, x), jax.jit(lambda m, x: m(x))(model, x))
+    assert sorted(p.name for p in folder.parent.iterdir()) == [".m.lock", "m"]
+    assert checkpoint.read_metadata(folder)["certificate"]["certified"] is False
+
+
+def test_an_existing_folder_is_not_overwritten_by_accident(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        res2net_jax.save(model, folder)
+    other = res2net_jax.create("res2net50_26w_4s", num_classes=5, rngs=1, **SMALL)
+    res2net_jax.save(other, folder, overwrite=True)
+    assert same(res2net_jax.load(folder), other)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(FileExistsError, match="not a checkpoint, so it is left alone"):
+        res2net_jax.save(model, tmp_path / "thesis", overwrite=True)
+
+
+def test_a_folder_of_steps_is_its_newest(model, tmp_path):
+    for step in (9, 10):
+        model.fc.bias.set_value(jnp.full(5, float(step)))
+        res2net_jax.save(model, tmp_path / str(step))
+    assert res2net_jax.load(tmp_path).fc.bias[0] == 10
+
+
+def test_options(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 1)).astype("float32")
+
+    grey = res2net_jax.load(folder, in_chans=1)
+    assert np.allclose(grey(x), model(jnp.repeat(x, 3, axis=-1)), atol=1e-5)
+
+    seven = res2net_jax.load(folder, num_classes=7)
+    assert seven(jnp.zeros((1, 32, 32, 3))).shape == (1, 7)
+    assert seven.conv1.kernel.shape == model.conv1.kernel.shape and np.array_equal(
+        seven.conv1.kernel[...], model.conv1.kernel[...]
+    )
+    headless = res2net_jax.load(folder, num_classes=0)
+    assert headless(jnp.zeros((1, 32, 32, 3))).shape == (1, 128)
+
+    half = res2net_jax.load(folder, dtype=jnp.bfloat16)
+    assert half(jnp.zeros((1, 32, 32, 3))).dtype == jnp.bfloat16
+    assert half.fc.kernel.dtype == jnp.float32
+    assert res2net_jax.load(folder, param_dtype=jnp.bfloat16).fc.kernel.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("in_chans", [1, 2, 4, 5, 7])
+def test_first_convolution_for_other_channels_equals_timm(in_chans):
+    import timm.models
+    import torch
+
+    from res2net_jax.adapt import fit_first_conv
+
+    kernel = np.random.default_rng(0).standard_normal((7, 7, 3, 8)).astype("float32")
+    theirs = timm.models.adapt_input_conv(in_chans, torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
+    assert np.allclose(fit_first_conv(jnp.asarray(kernel), in_chans), theirs.numpy().transpose(2, 3, 1, 0), atol=1e-6)
+
+
+def test_an_override_that_the_weights_do_not_fit(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"layer1.0.convs.0.kernel: wanted \(3, 3, 4, 4\), have \(3, 3, 6, 6\)"):
+        res2net_jax.load(folder, base_width=16, scale=6)
+    with pytest.raises(ValueError, match="no option 'depth'"):
+        res2net_jax.load(folder, depth=3)
+
+
+def test_what_is_no_checkpoint(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        res2net_jax.load(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        res2net_jax.load(tmp_path / "empty")
+
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.save(tmp_path / "other", {"a": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="not one of a Res2Net"):
+        res2net_jax.load(tmp_path / "other")
+
+
+def test_a_later_format_and_damage(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    file = folder / "_CHECKPOINT_METADATA"
+    metadata = json.loads(file.read_text())
+    metadata["custom_metadata"]["format"] = 99
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="format 99; this version of res2net_jax reads format 1"):
+        res2net_jax.load(folder)
+    metadata["custom_metadata"]["format"] = 1
+    file.write_text(json.dumps(metadata))
+    for data in (folder / "model").rglob("d/*"):
+        data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged and cannot be read"):
+        res2net_jax.load(folder)
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(ValueError, match="its metadata is damaged"):
+        res2net_jax.load(folder)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """A limit on the size of files stands for the disk: the writes fail in the same places."""
+    program = f"""
+import resource, signal
+import res2net_jax
+model = res2net_jax.create("res2net50_26w_4s", layers=(1, 1), channels=(64, 128))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    res2net_jax.save(model, {str(tmp_path / "m")!r})
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "no space to write" in done.stdout, done.stdout + done.stderr[-2000:]
+    assert [path.name for path in tmp_path.iterdir()] == [".m.lock"]
+
+
+def test_a_place_that_cannot_be_written(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(PermissionError, match="choose another place"):
+        res2net_jax.save(model, tmp_path / "file" / "m")
+
+
+def test_sharded_load_puts_the_arrays_on_every_device(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    program = f"""
+import jax, numpy as np, res2net_jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+model = res2net_jax.load({str(folder)!r}, sharding=NamedSharding(mesh, P()), num_classes=3)
+assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(model))
+images = jax.device_put(np.ones((8, 32, 32, 3), "float32"), NamedSharding(mesh, P("data")))
+logits = jax.jit(lambda m, x: m(x))(model, images)
+print(logits.shape, len(logits.sharding.device_set))
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | flags, timeout=120
+    )
+    assert done.stdout.strip() == "(8, 3) 8", done.stderr[-2000:]
+
+
+def test_leftovers_of_a_killed_writer_are_cleared(model, tmp_path):
+    (tmp_path / ".m.tmp-dead").mkdir()
+    (tmp_path / ".m.tmp-dead" / "half").touch()
+    folder = res2net_jax.save(model, tmp_path / "m")
+    (tmp_path / ".m.tmp-dead2").mkdir()
+    folder.rename(tmp_path / ".m.tmp-dead2" / "old")  # killed between the two renames of an overwrite
+    with checkpoint.lock(folder):
+        checkpoint.remove_leftovers(folder)
+    assert same(res2net_jax.load(folder), model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".m.lock", "m"]
+
+
+def test_variables_are_in_the_model(model):
+    variables(model)["fc.bias"].set_value(jnp.arange(5.0))
+    assert np.array_equal(model.fc.bias[...], np.arange(5.0))

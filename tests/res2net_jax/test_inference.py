@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import porting
+import res2net_jax
+from res2net_jax.inference import imagenet_classes
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_folder):
+    return res2net_jax.load(checkpoint_folder)
+
+
+def test_classify_equals_timm(model, photos, timm_model):
+    import timm.data
+
+    reference = timm_model("res2net50_48w_2s")
+    transform = timm.data.create_transform(input_size=(3, 224, 224), crop_pct=0.875, interpolation="bilinear")
+    with torch.inference_mode():
+        batch = torch.stack([transform(Image.open(file)) for file in photos])
+        probabilities, indices = reference(batch).softmax(-1).topk(5)
+    for answer, p, i in zip(res2net_jax.classify(model, photos), probabilities, indices, strict=True):
+        assert [prediction.index for prediction in answer] == i.tolist()
+        assert np.allclose([prediction.probability for prediction in answer], p, rtol=1e-4)
+        assert answer[0].label == imagenet_classes()[i[0]][1]
+
+
+def test_one_or_many_pictures_in_any_form(model, photos):
+    many = res2net_jax.classify(model, [*photos, *photos, photos[1]], 3, batch_size=2)
+    assert [len(answer) for answer in many] == [3] * 5
+    one = res2net_jax.classify(model, photos[1], 3)
+    assert isinstance(one[0], res2net_jax.Prediction)
+    assert [p.index for p in one] == [p.index for p in many[1]] == [p.index for p in many[4]]
+    array = np.stack([res2net_jax.preprocess(model.name)(file) for file in photos])
+    assert res2net_jax.classify(model, array, 1)[1][0].label == one[0].label
+    assert res2net_jax.classify(model, photos[1].read_bytes(), 1)[0].label == one[0].label
+
+
+def test_class_names_and_their_number(photos, model):
+    names = imagenet_classes()
+    assert len(names) == 1000 == len({label for _, label in names})
+    assert names[0] == ("n01440764", "tench, Tinca tinca") and names[999][0] == "n15075141"
+    small = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,), num_classes=3).eval()
+    assert {p.label for p in res2net_jax.classify(small, photos[0])} == {"class 0", "class 1", "class 2"}
+    small.reset_classifier(2, class_names=["cat", "dog"])
+    assert {p.label for p in res2net_jax.classify(small, photos[0])} == {"cat", "dog"}
+
+
+def test_what_cannot_be_classified(model, photos, tmp_path):
+    with pytest.raises(ValueError, match="no images"):
+        res2net_jax.classify(model, [])
+    with pytest.raises(ValueError, match="top_k"):
+        res2net_jax.classify(model, photos, 0)
+    with pytest.raises(FileNotFoundError):
+        res2net_jax.classify(model, tmp_path / "none.jpg")
+    fresh = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,))
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        res2net_jax.classify(fresh, photos)
+    fresh.reset_classifier(0)
+    with pytest.raises(ValueError, match="no classifier"):
+        res2net_jax.classify(fresh.eval(), photos)
+
+
+def test_class_names_survive_the_checkpoint(tmp_path):
+    small = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,), num_classes=10)
+    small.reset_classifier(2, class_names=["chat écaille", "dog"])
+    loaded = res2net_jax.load(res2net_jax.save(small, tmp_path / "m"))
+    assert loaded.class_names == ("chat écaille", "dog")
+    assert porting.state_dict(loaded)["fc.weight"].shape == (2, 64)

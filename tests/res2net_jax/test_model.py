@@ -1,0 +1,287 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import porting
+import res2net_jax
+from res2net_jax import Arch, Res2Net, get_variant
+from res2net_jax.init import initialize, variables
+from res2net_jax.layers import AvgPool, BatchNorm, Conv, max_pool
+
+
+def images(shape, dtype):
+    return np.random.default_rng(1).standard_normal(shape).astype(dtype)
+
+
+def nchw(x):
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def difference(ours, theirs):
+    """Largest difference relative to the largest reference value; maps are compared in NHWC."""
+    theirs = theirs.detach().numpy()
+    theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
+    assert ours.shape == theirs.shape
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def ported(name, reference, dtype, **options):
+    model = Res2Net(get_variant(name).arch, param_dtype=dtype, name=name, **options)
+    return porting.load_state_dict(model, reference.state_dict()).eval()
+
+
+@jax.jit
+def forward(model, x):
+    features, stages = model.forward_intermediates(x)
+    return [*stages, model.forward_head(features)]
+
+
+@pytest.mark.parametrize("name", res2net_jax.VARIANTS)
+@pytest.mark.parametrize(
+    ("dtype", "size", "tolerance"),
+    [("float64", (224, 224), 1e-12), ("float64", (97, 131), 1e-12), ("float32", (97, 131), 1e-5)],
+)
+def test_logits_and_stages_equal_timm(name, dtype, size, tolerance, timm_model, x64):
+    reference = timm_model(name).to(getattr(torch, dtype))
+    x = images((1, *size, 3), dtype)
+    with torch.inference_mode():
+        features, theirs = reference.forward_intermediates(nchw(x))
+        theirs.append(reference.forward_head(features))
+    ours = forward(ported(name, reference, dtype), x)
+    assert len(ours) == len(theirs) == 6
+    for a, b in zip(ours, theirs):
+        assert a.dtype == dtype
+        assert difference(a, b) < tolerance
+
+
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2next50", "res2net50d"])
+def test_training_step_equals_torch(name, timm_model, x64):
+    reference = timm_model(name).double().train()
+    model = ported(name, reference, "float64").train()
+    x, labels = images((4, 75, 64, 3), "float64"), np.array([3, 1, 4, 159])
+
+    loss = torch.nn.functional.cross_entropy(reference(nchw(x)), torch.from_numpy(labels))
+    loss.backward()
+
+    @jax.jit
+    def loss_and_grads(params, stats):
+        def loss_fn(params):
+            merged = nnx.merge(graphdef, params, stats, copy=True)
+            log_probabilities = jax.nn.log_softmax(merged(x))
+            return -log_probabilities[jnp.arange(4), labels].mean(), nnx.state(merged, nnx.BatchStat)
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    (our_loss, new_stats), grads = loss_and_grads(params, stats)
+
+    assert abs(float(our_loss) - loss.item()) < 1e-12 * loss.item()
+    theirs = {key: parameter.grad.numpy() for key, parameter in reference.named_parameters()}
+    theirs |= {key: buffer.numpy() for key, buffer in reference.named_buffers() if "tracked" not in key}
+    nnx.update(model, grads, new_stats)
+    ours = porting.state_dict(model)
+    assert ours.keys() == theirs.keys()
+    for key, expected in theirs.items():
+        tolerance = 1e-11 if "running" in key else 1e-9
+        assert np.abs(ours[key] - expected).max() <= tolerance * np.abs(expected).max(), key
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        {"scale": 1},
+        {"scale": 3, "base_width": 20, "cardinality": 2},
+        {"channels": (16, 24, 32, 40)},
+        {"stem_type": "deep", "stem_width": 32},
+        {"avg_down": True},
+    ],
+    ids=str,
+)
+def test_other_architectures_equal_timm(arch, x64):
+    import timm
+
+    torch.manual_seed(1)
+    theirs = {"block_args": {"scale": arch.get("scale", 4)}} | {k: v for k, v in arch.items() if k != "scale"}
+    reference = timm.create_model("res2net50_26w_4s", layers=(1, 2, 1, 1), zero_init_last=False, **theirs)
+    reference.double().eval()
+    model = res2net_jax.create("res2net50_26w_4s", layers=(1, 2, 1, 1), param_dtype="float64", **arch).eval()
+    porting.load_state_dict(model, reference.state_dict())
+    x = images((2, 61, 64, 3), "float64")
+    with torch.inference_mode():
+        features, theirs = reference.forward_intermediates(nchw(x))
+        theirs.append(reference.forward_head(features))
+    for a, b in zip(forward(model, x), theirs, strict=True):
+        assert difference(a, b) < 1e-12
+
+
+def test_batch_norm_keeps_its_precision_far_from_zero():
+    x = (images((4, 8, 8, 3), "float64") + 1e4).astype("float32").astype("float64")
+    theirs = torch.nn.BatchNorm2d(3).double()
+    expected = theirs(nchw(x))
+    ours = BatchNorm(3, param_dtype="float32")
+    for leaf, value in zip((ours.scale, ours.bias, ours.mean, ours.var), (1, 0, 0, 1)):
+        leaf.set_value(jnp.full(3, value, "float32"))
+    # float32 knows a mean near 1e4 to about 1e-3; E[x^2] - E[x]^2 would know the variance to about 10.
+    assert difference(ours(jnp.asarray(x, "float32")), expected) < 2e-3
+    assert np.allclose(ours.var[...], theirs.running_var, rtol=1e-3)
+
+
+def test_batch_norm_of_one_value_says_so():
+    model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,))
+    norm = model.bn1
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        norm(jnp.ones((1, 1, 1, 64)))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 6)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (max_pool, torch.nn.MaxPool2d(3, 2, 1)),
+        (AvgPool(3, 2, padding=1), torch.nn.AvgPool2d(3, 2, 1)),
+        (AvgPool(3, 1, padding=1), torch.nn.AvgPool2d(3, 1, 1)),
+        (AvgPool(2, 2, ceil_mode=True), torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)),
+    ],
+    ids=str,
+)
+def test_pools_equal_torch(ours, theirs, size, x64):
+    x = images((2, *size, 3), "float64")
+    assert difference(ours(jnp.asarray(x)), theirs(nchw(x))) < 1e-15
+
+
+@pytest.mark.parametrize("options", [(1, 1, 1, 1), (1, 2, 1, 1), (3, 2, 1, 1), (3, 1, 2, 4), (7, 2, 1, 1)])
+def test_conv_equals_torch(options, x64):
+    kernel, stride, dilation, groups = options
+    theirs = torch.nn.Conv2d(
+        8, 12, kernel, stride, dilation * (kernel - 1) // 2, dilation, groups, bias=False, dtype=torch.float64
+    )
+    ours = Conv(8, 12, kernel, stride=stride, dilation=dilation, groups=groups, param_dtype="float64")
+    ours.kernel.set_value(jnp.asarray(theirs.weight.detach().numpy().transpose(2, 3, 1, 0)))
+    x = images((2, 13, 10, 8), "float64")
+    assert difference(ours(jnp.asarray(x)), theirs(nchw(x))) < 1e-14
+
+
+SMALL = {"layers": (1, 1), "channels": (16, 32)}
+
+
+@pytest.fixture(scope="module")
+def small():
+    return res2net_jax.create("res2net50_26w_4s", num_classes=10, **SMALL).eval()
+
+
+def test_same_seed_same_weights():
+    first, again, other = (variables(res2net_jax.create("res2net50_14w_8s", rngs=seed)) for seed in (1, 1, 2))
+    assert all(np.array_equal(first[path], again[path]) for path in first)
+    assert any(not np.array_equal(first[path], other[path]) for path in first)
+    assert not np.array_equal(first["layer1.1.convs.0.kernel"], first["layer1.1.convs.1.kernel"])
+
+
+def test_rngs_of_flax_seed_too():
+    make = lambda seed: variables(res2net_jax.create("res2net50_26w_4s", rngs=nnx.Rngs(seed), **SMALL))  # noqa: E731
+    assert np.array_equal(make(0)["conv1.kernel"], make(0)["conv1.kernel"])
+    assert not np.array_equal(make(0)["conv1.kernel"], make(1)["conv1.kernel"])
+
+
+def test_initialisation_is_timm_s():
+    import timm
+
+    torch.manual_seed(0)
+    theirs = {k: v.numpy() for k, v in timm.create_model("res2next50").state_dict().items()}
+    ours = porting.state_dict(res2net_jax.create("res2next50"))
+    for key, value in ours.items():
+        if theirs[key].std() == 0 or key.startswith("fc.bias"):
+            assert np.abs(theirs[key]).max() == pytest.approx(np.abs(value).max(), rel=0.02, abs=1e-12), key
+        elif value.size > 1000:
+            # the standard deviation of n samples is known to 1 / sqrt(2 n): five times that, on both sides
+            assert value.std() == pytest.approx(theirs[key].std(), rel=10 / np.sqrt(2 * value.size)), key
+            assert abs(value.mean()) < 6 * theirs[key].std() / np.sqrt(value.size), key
+    assert not ours["layer1.0.bn3.weight"].any()
+    kept = res2net_jax.create("res2net50_26w_4s", zero_init_last=False, **SMALL)
+    assert (np.asarray(variables(kept)["layer1.0.bn3.scale"]) == 1).all()
+
+
+def test_bfloat16_computes_on_float32_weights_and_statistics(small):
+    model = res2net_jax.create("res2net50_26w_4s", num_classes=10, dtype=jnp.bfloat16, **SMALL)
+    assert {leaf.dtype for leaf in variables(model).values()} == {jnp.dtype("float32")}
+    x = images((2, 64, 64, 3), "float32")
+    full, half = small(jnp.asarray(x)), model.eval()(jnp.asarray(x))
+    assert half.dtype == jnp.bfloat16
+    assert np.abs(half.astype("float32") - full).max() < 0.05 * np.abs(full).max()
+    model.train()(jnp.asarray(x))
+    assert variables(model)["bn1.mean"].dtype == jnp.float32
+
+
+def test_train_and_eval_return_the_model_and_switch_the_norms(small):
+    model = res2net_jax.create("res2net50_26w_4s", **SMALL)
+    before = np.asarray(variables(model)["bn1.mean"])
+    assert model.eval() is model
+    model(jnp.ones((1, 32, 32, 3)))
+    assert np.array_equal(before, variables(model)["bn1.mean"])
+    assert model.train() is model
+    model(jnp.ones((1, 32, 32, 3)))
+    assert not np.array_equal(before, variables(model)["bn1.mean"])
+
+
+def test_intermediates_and_head(small):
+    x = jnp.asarray(images((2, 64, 96, 3), "float32"))
+    features, every = small.forward_intermediates(x)
+    assert [m.shape[-1] for m in every] == [info["num_chs"] for info in small.feature_info]
+    assert [64 // m.shape[1] for m in every] == [info["reduction"] for info in small.feature_info]
+    assert np.array_equal(features, every[-1]) and np.array_equal(features, small.forward_features(x))
+    assert len(small.forward_intermediates(x, 2)[1]) == 2
+    assert np.array_equal(small.forward_intermediates(x, [-1, 0])[1][1], every[0])
+    with pytest.raises(ValueError, match="no feature 3; this model has 3"):
+        small.forward_intermediates(x, [3])
+    pooled = small.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, small.num_features)
+    assert np.allclose(small.fc(pooled), small(x))
+
+
+def test_reset_classifier(small):
+    x = jnp.asarray(images((2, 32, 32, 3), "float32"))
+    model = initialize(Res2Net(Arch(**SMALL), num_classes=10), 0).eval()
+    pooled = model.forward_head(model.forward_features(x), pre_logits=True)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    model.reset_classifier(0)
+    assert np.array_equal(model(x), pooled)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((2, 3, 32, 32), "float32"), ValueError, r"looks like NCHW.*transpose\(0, 2, 3, 1\)"),
+        (np.zeros((32, 32, 3), "float32"), ValueError, r"x\[None\]"),
+        (np.zeros((2, 32, 32, 1), "float32"), ValueError, r"\[batch, height, width, 3\]"),
+        (np.zeros((2, 32, 32, 3), "uint8"), TypeError, "preprocess"),
+    ],
+)
+def test_images_of_the_wrong_kind(small, x, error, message):
+    with pytest.raises(error, match=message):
+        small(x)
+
+
+def test_a_model_without_weights_says_so():
+    with pytest.raises(ValueError, match="create or load"):
+        Res2Net(Arch(**SMALL))(jnp.zeros((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_widht": 3}, "did you mean base_width"),
+        ({"scale": 0}, "scale must be a positive integer"),
+        ({"layers": (1, 2)}, "2 layers"),
+        ({"base_width": 0}, "base_width must be"),
+        ({"channels": (8, 16, 32, 64), "base_width": 4}, "give at least 8"),
+        ({"stem_type": "wide"}, "stem_type"),
+        ({"num_classes": -1}, "num_classes"),
+        ({"in_chans": 0}, "in_chans"),
+    ],
+)
+def test_options_that_make_no_model(options, message):
+    with pytest.raises(ValueError, match=message):
+        res2net_jax.create("res2net50_26w_4s", **options)
