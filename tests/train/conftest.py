@@ -1,5 +1,19 @@
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
+import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
+
+ROOT = Path(__file__).parents[2]
+# A network and pictures small enough for a run of seconds.
+TINY = "--layers 1 1 --channels 8 8 --scale 3 --size 16 --batch-size 32 --epochs 2 --log-every 10".split()
 
 
 @pytest.fixture
@@ -7,3 +21,103 @@ def x64():
     """Everything in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+    """One for all runs of the session: the same step need not be compiled by each."""
+    return tmp_path_factory.mktemp("compilation_cache")
+
+
+@pytest.fixture
+def launch(compilation_cache):
+    """``launch(output, *switches, ...)`` starts the trainer on the digits and returns its processes.
+
+    What the witness writes goes to ``output``.log, what the program prints to ``output``.txt; of several
+    processes each has its own file, with its number before the suffix.
+    """
+    started = []
+
+    def launch(output, *switches, processes=1, devices=1, cache=True, tiny=True, **environment):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": str(ROOT),
+            **environment,
+        }
+        if cache:
+            environment |= {
+                "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+        together = []
+        port = free_port()
+        for number in range(processes):
+            suffix = f".{number}" if processes > 1 else ""
+            command = [sys.executable, str(ROOT / "tests/train/driver.py"), f"{output}{suffix}.log", "digits"]
+            command += [*(TINY if tiny else []), "--output", str(output), *map(str, switches)]
+            if processes > 1:
+                command += ["--coordinator", f"localhost:{port}", "--num-processes", str(processes)]
+                command += ["--process-id", str(number)]
+            with open(f"{output}{suffix}.txt", "a") as file:
+                together.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
+        started.extend(together)
+        return together
+
+    yield launch
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def finish(launch):
+    """``finish(output, *switches, ...)`` runs the trainer to its end, which must be a good one."""
+
+    def finish(output, *switches, **options):
+        for process in launch(output, *switches, **options):
+            assert process.wait(300) == 0, printed(output)
+
+    return finish
+
+
+def printed(output):
+    """What the run's processes wrote to the terminal."""
+    return "\n".join(path.read_text() for path in sorted(output.parent.glob(f"{output.name}*.txt")))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def steps(output):
+    """Numbers of the checkpoints of a run."""
+    folder = output / "checkpoints"
+    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit()) if folder.is_dir() else []
+
+
+def arrays(output, step=None):
+    """All arrays of a checkpoint, by default the last one's, as numpy."""
+    folder = output / "checkpoints" / str(step or steps(output)[-1])
+    stored = ocp.checkpointables_metadata(folder).metadata
+    # As numpy arrays, for jax's would be float32 outside a float64 program.
+    target = {
+        item: {path: np.empty(x.shape, x.dtype) for path, x in stored[item].items()} for item in ("model", "training")
+    }
+    loaded = ocp.load_checkpointables(folder, target)
+    return {f"{item}/{path}": x for item in target for path, x in loaded[item].items()}
+
+
+def batches(output):
+    """Step -> the digests of the batches it took, over all attempts and processes of a run."""
+    seen = {}
+    for log in sorted(output.parent.glob(f"{output.name}*.log")):
+        for line in log.read_text().splitlines():
+            if line.startswith("step "):
+                _, step, digest = line.split()
+                seen.setdefault((log.name.removeprefix(output.name), int(step)), set()).add(digest)
+    return seen

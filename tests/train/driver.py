@@ -1,0 +1,69 @@
+"""The trainer's command with a witness: writes down which batch each step took and when an evaluation begins.
+
+python driver.py LOG [RECIPE] [--switch value ...]
+"""
+
+import hashlib
+import os
+import sys
+import time
+
+from res2net_jax import command_line
+from train import imagenet
+
+
+def watched(log):
+    """Replaces the two functions by which the program gets its data."""
+    train_batches, eval_batches = imagenet.train_batches, imagenet.eval_batches
+
+    class Watched:
+        """The batches of ``inner``, each noted as ``step <number> <digest>`` when it is handed out."""
+
+        def __init__(self, inner, start):
+            self.inner, self.number = inner, start
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            batch = next(self.inner)
+            digest = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
+            self.number += 1
+            note(f"step {self.number} {digest}")
+            return batch
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    def note(line):
+        with open(log, "a") as file:
+            file.write(line + "\n")
+
+    def watched_eval(*args, **options):
+        note("evaluation")
+        batches = eval_batches(*args, **options)
+        # An evaluation of some length, for a signal to hit it.
+        return Slow(batches, float(os.environ.get("EVALUATION_PAUSE", 0)))
+
+    imagenet.train_batches = lambda *args, start, **options: Watched(train_batches(*args, start=start, **options), start)
+    imagenet.eval_batches = watched_eval
+
+
+class Slow:
+    def __init__(self, inner, pause):
+        self.inner, self.pause = inner, pause
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        time.sleep(self.pause)
+        return next(self.inner)
+
+    def close(self):
+        self.inner.close()
+
+
+if __name__ == "__main__":
+    watched(sys.argv.pop(1))
+    command_line.main(imagenet.command)
