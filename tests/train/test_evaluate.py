@@ -1,0 +1,287 @@
+"""The evaluation: the figure itself against timm, the same on any devices and processes, and what is printed."""
+
+import csv
+import dataclasses
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import res2net_jax
+from res2net_jax.checkpoint import arrays, describe
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import Arch, Preprocessing, get_variant
+from train.data import eval_batches
+from train.datasets import Dataset, imagenet_synsets, open_dataset
+from train.evaluate import COLUMNS, evaluate, preprocessing_of, published, require_matching
+from train.sources import Arrays
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"layers": (1, 1), "channels": (16, 32)}
+
+
+def small(num_classes=10, in_chans=1, **options):
+    return res2net_jax.create("res2net50_26w_4s", num_classes=num_classes, in_chans=in_chans, **SMALL, **options)
+
+
+def run(*arguments, cwd, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "train.evaluate", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+SETTING = Preprocessing(size=16, crop_pct=1.0, interpolation="bicubic", mean=(0.3,), std=(0.35,))
+
+
+def digits_pixels(dataset):
+    """The evaluation transform of SETTING, written out."""
+    pictures = [Image.fromarray(dataset.source[i]["image"][:, :, 0]) for i in range(len(dataset))]
+    grey = [np.asarray(picture.resize((16, 16), Image.Resampling.BICUBIC)) for picture in pictures]
+    return (np.stack(grey)[..., None] / np.float32(255) - np.float32(0.3)) / np.float32(0.35)
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory):
+    """A model of the digits, with the setting that it is for beside its arrays."""
+    from orbax.checkpoint import v1 as ocp
+
+    model = small().eval()
+    # A fresh model answers the same class always; less its mean answer, its answers depend on the picture.
+    mean = model(digits_pixels(open_dataset("digits", "test"))).mean(axis=0)
+    model.fc.bias.set_value(model.fc.bias.get_value() - mean)
+    folder = tmp_path_factory.mktemp("model") / "7"
+    metadata = {**describe(model), "preprocessing": dataclasses.asdict(SETTING)}
+    ocp.save_checkpointables(folder, {"model": arrays(model)}, custom_metadata=metadata)
+    return folder
+
+
+def expected_counts(folder):
+    """Straight from the definition: one picture after the other."""
+    dataset = open_dataset("digits", "test")
+    model, pixels = res2net_jax.load(folder), digits_pixels(dataset)
+    ranks, answers = [], set()
+    for i in range(len(dataset)):
+        logits = np.asarray(model(pixels[i : i + 1]))[0]
+        ranks.append(int((logits > logits[dataset.source[i]["label"]]).sum()))
+        answers.add(int(logits.argmax()))
+    assert len(answers) > 5
+    return {"top1": sum(rank < 1 for rank in ranks), "top5": sum(rank < 5 for rank in ranks), "count": len(dataset)}
+
+
+@pytest.fixture(scope="module")
+def expected(digits_folder):
+    return expected_counts(digits_folder)
+
+
+@pytest.mark.parametrize("batch_size", [64, 1000])
+def test_counts_are_those_of_one_picture_after_the_other(digits_folder, expected, batch_size):
+    assert preprocessing_of(str(digits_folder)) == SETTING
+    model, dataset = res2net_jax.load(digits_folder), open_dataset("digits", "test")
+    assert evaluate(model, dataset, SETTING, batch_size=batch_size) == expected
+    assert 0 < expected["top1"] < expected["top5"] < 355
+
+
+def accuracies(expected):
+    return {key: f"{100 * expected[key] / expected['count']:.3f}" for key in ("top1", "top5")}
+
+
+def test_eight_devices_count_as_one(digits_folder, expected, tmp_path):
+    arguments = ("--model", digits_folder, "--dataset", "digits", "--batch-size", 104)
+    flags = "--xla_force_host_platform_device_count=8"
+    code, out, err = finish(run(*arguments, cwd=tmp_path, XLA_FLAGS=flags))
+    assert code == 0, err
+    assert f"{digits_folder} on digits, split test: 355 images of 16 x 16 (crop 1, bicubic)" in out
+    (row,) = csv.DictReader(open(tmp_path / "results-digits.csv"))
+    assert {key: row[key] for key in ("top1", "top5")} == accuracies(expected)
+    code, _, err = finish(run(*arguments[:-1], 100, cwd=tmp_path, XLA_FLAGS=flags))
+    assert code == 2 and err == "error: a batch of 100 cannot be divided evenly over 8 devices\n"
+
+
+def two_processes(*arguments, cwd):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    together = ("--coordinator", f"localhost:{port}", "--num-processes", 2)
+    flags = "--xla_force_host_platform_device_count=2"
+    running = [run(*arguments, *together, "--process-id", i, cwd=cwd, XLA_FLAGS=flags) for i in range(2)]
+    return [finish(process) for process in running]
+
+
+def test_two_processes_of_two_devices_count_as_one(digits_folder, expected, tmp_path):
+    (code, out, err), (other, silent, err_other) = two_processes(
+        *("--model", digits_folder, "--dataset", "digits", "--batch-size", 48, "--workers", 1), cwd=tmp_path
+    )
+    assert (code, other) == (0, 0), err + err_other
+    assert "355 images" in out and "measured" not in silent
+    (row,) = csv.DictReader(open(tmp_path / "results-digits.csv"))
+    assert {key: row[key] for key in ("top1", "top5")} == accuracies(expected)
+
+
+def test_accuracy_is_that_of_timm(timm_model, photos, checkpoint_folder, tmp_path):
+    """Real photographs in ImageNet's folders; half of them where timm puts them, the others elsewhere."""
+    import timm.data
+    import torch
+
+    reference = timm_model("res2net50_48w_2s")
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=reference))
+    synsets = list(imagenet_synsets())
+    expected = {"top1": 0, "top5": 0, "count": 0}
+    for i, place in enumerate((0, 0, 3, 4, 5, 999)):
+        left, top = 40 * i, 20 * i
+        crop = Image.open(photos[i % 2]).convert("RGB").crop((left, top, left + 300, top + 280 + i))
+        crop.save(tmp_path / "picture.png")
+        with torch.no_grad():
+            logits = reference(transform(Image.open(tmp_path / "picture.png").convert("RGB"))[None])[0]
+        label = int(torch.argsort(logits, descending=True)[place])
+        (tmp_path / "set" / synsets[label]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "picture.png").rename(tmp_path / "set" / synsets[label] / f"{i}.png")
+        expected = {
+            "top1": expected["top1"] + (place < 1),
+            "top5": expected["top5"] + (place < 5),
+            "count": expected["count"] + 1,
+        }
+    dataset = open_dataset(f"folder:{tmp_path / 'set'}", "validation")
+    setting = preprocessing_of(str(checkpoint_folder))
+    assert setting == get_variant("res2net50_48w_2s").preprocessing
+    assert evaluate(res2net_jax.load(checkpoint_folder), dataset, setting, batch_size=4) == expected
+
+
+# Beside the published figure
+
+
+def imagenet_like(name, split="validation", **options):
+    empty = Arrays(name, np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int32))
+    return Dataset(name, split, empty, 1000, **options)
+
+
+@pytest.mark.parametrize(
+    "name, attribute",
+    [
+        ("imagenet2012", "imagenet"),
+        ("imagenet2012:5.1.0", "imagenet"),
+        ("imagenet2012_real", "imagenet_real"),
+        ("imagenet_v2", "imagenet_v2"),
+        ("imagenet_v2/matched-frequency", "imagenet_v2"),
+        ("imagenet_a", "imagenet_a"),
+        ("imagenet_r", "imagenet_r"),
+        ("imagenet_sketch", "imagenet_sketch"),
+        ("folder:val", "imagenet"),
+    ],
+)
+def test_published_figure_is_that_of_the_data_set(name, attribute):
+    variant = get_variant("res2net50_14w_8s")
+    model = Res2Net(variant.arch, name=variant.name)
+    assert published(model, imagenet_like(name)) == getattr(variant, attribute)
+
+
+def test_no_published_figure_for_anything_else():
+    variant = get_variant("res2net50_14w_8s")
+    model = Res2Net(variant.arch, name=variant.name)
+    assert published(model, imagenet_like("imagenet2012", "train")) is None
+    assert published(model, imagenet_like("imagenet2012", "validation[:10]")) is None
+    assert published(model, imagenet_like("imagenet_v2/topimages")) is None
+    assert published(model, imagenet_like("folder:x", class_names=tuple(map(str, range(1000))))) is None
+    assert published(Res2Net(Arch(), name=variant.name), imagenet_like("imagenet2012")) is None
+    assert published(Res2Net(variant.arch), imagenet_like("imagenet2012")) is None
+
+
+def test_row_and_summary_of_a_whole_model(checkpoint_folder, tmp_path):
+    synsets = list(imagenet_synsets())
+    for label in (3, 8):
+        (tmp_path / "set" / synsets[label]).mkdir(parents=True)
+        Image.new("RGB", (30, 20), (label, 0, 0)).save(tmp_path / "set" / synsets[label] / "x.png")
+    table = tmp_path / "results.csv"
+    for _ in range(2):
+        arguments = ("--model", checkpoint_folder, "--dataset", f"folder:{tmp_path / 'set'}", "--csv", table)
+        code, out, err = finish(run(*arguments, "--batch-size", 2, cwd=tmp_path))
+        assert code == 0, err
+    assert re.search(r"measured +\d+\.\d{3} +\d+\.\d{3}\npublished +77\.528 +93\.562\ndifference +[+-]", out)
+    lines = table.read_text().splitlines()
+    assert lines[0] == "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation"
+    assert lines[1] == lines[2] and len(lines) == 3
+    row = dict(zip(COLUMNS, lines[1].split(","), strict=True))
+    # As in timm's results-imagenet.csv: res2net50_48w_2s,...,25.29,224,0.875,bilinear
+    assert lines[1].endswith(",25.29,224,0.875,bilinear")
+    assert float(row["top1"]) + float(row["top1_err"]) == pytest.approx(100)
+    assert float(row["top5"]) + float(row["top5_err"]) == pytest.approx(100)
+
+
+# What is wrong
+
+
+def test_model_and_data_must_match():
+    digits = open_dataset("digits", "test")
+    with pytest.raises(ValueError, match="the model has 1000 classes and digits has 10"):
+        require_matching(small(1000), digits)
+    with pytest.raises(ValueError, match="the model takes 3 channels and digits has 1"):
+        require_matching(small(10, 3), digits)
+    model = small()
+    model.class_names = ("0", "1", "3", "2", *"456789")
+    with pytest.raises(ValueError, match="class 2 is '3' in the model and '2' in the data set"):
+        require_matching(model, digits)
+    model.class_names = tuple("0123456789")
+    require_matching(model, digits)
+
+
+def test_an_unreadable_picture_stops_it(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (30, 20)).save(tmp_path / label / "good.png")
+    (tmp_path / "b" / "bad.jpg").write_text("<html>")
+    model = res2net_jax.save(small(2, 3), tmp_path.with_name("model"))
+    arguments = ("--model", model, "--dataset", f"folder:{tmp_path}")
+    code, out, err = finish(run(*arguments, cwd=tmp_path))
+    assert code == 2 and out == "" and err.startswith("error: ") and len(err.splitlines()) == 1
+    assert "bad.jpg cannot be read" in err and "the evaluation stops" in err
+    assert not list(tmp_path.glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--model", "res2net50_27w_4s", "--dataset", "digits"), "did you mean res2net50_26w_4s"),
+        (("--model", "./nowhere", "--dataset", "digits"), "there is no folder"),
+        (("--model", "res2net50_26w_4s", "--data-dir", "none"), "no prepared data set 'imagenet2012' in none"),
+        (("--model", "x", "--dataset", "digits", "--csv", "other.csv"), "other.csv is another kind of table"),
+        (("--model", "x", "--dataset", "digits", "--csv", "no/such.csv"), "there is no folder"),
+        (("--model", "x", "--dataset", "digits", "--split", "val"), "digits has no split 'val'; it has train, test"),
+        (("--model", "x", "--dataset", "digits", "--process-id", "1"), "give all three or none"),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(tmp_path, arguments, message):
+    (tmp_path / "other.csv").write_text("name,price\n")
+    code, out, err = finish(run(*arguments, cwd=tmp_path))
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and message in err and len(err.splitlines()) == 1
+    assert (tmp_path / "other.csv").read_text() == "name,price\n"
+
+
+def test_no_labels_at_all(digits_folder):
+    class Source:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return {"image": np.zeros((8, 8, 1), np.uint8), "label": ()}
+
+    dataset = Dataset("unlabelled", "validation", Source(), 10, multi_label=True, in_chans=1)
+    setting = preprocessing_of(str(digits_folder))
+    with pytest.raises(ValueError, match=r"no example of unlabelled\[validation\] has a label"):
+        evaluate(res2net_jax.load(digits_folder), dataset, setting, batch_size=2)
+    assert len(list(eval_batches(dataset, preprocessing=setting, batch_size=2))) == 2
