@@ -14,6 +14,7 @@ from res2net_jax.variants import get_variant
 
 SIZES = ((224, 224), (193, 161))
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+SLACK = 5  # two roundings of one computation may be this much further apart than one of them from the truth
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "logits")
 
 
@@ -26,10 +27,12 @@ def certify(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     Returns:
         A JSON certificate. ``error[dtype][size][stage]`` is the largest difference, relative to
-        timm's largest value there. Without torch or timm it is ``certified: False`` with the reason.
+        timm's largest value there, and ``rounding[size][stage]`` how far timm's own float32 is from its
+        float64. Without torch or timm it is ``certified: False`` with the reason.
 
     Raises:
-        ValueError: The models differ by more than ``TOLERANCE``; the message has the whole table.
+        ValueError: The models differ by more than ``TOLERANCE``, in float32 also by more than
+            ``SLACK`` times timm's own rounding; the message has the whole table.
     """
     try:
         import timm
@@ -43,7 +46,8 @@ def certify(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     reference.load_state_dict(tensors, strict=True)
     reference.eval()
 
-    error = {}
+    sizes = {f"{height}x{width}": _images(height, width, in_chans) for height, width in SIZES}
+    theirs, error = {}, {}
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.enable_x64(True), jax.default_device(cpu):
         for dtype in TOLERANCE:
@@ -52,41 +56,34 @@ def certify(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
             )
             load_state_dict(model, state_dict).eval()
             reference.to(getattr(torch, dtype))
-            error[dtype] = {
-                f"{height}x{width}": compare(model, reference, _images(height, width, in_chans, dtype))
-                for height, width in SIZES
-            }
+            theirs[dtype] = {size: _torch_stages(reference, images.astype(dtype)) for size, images in sizes.items()}
+            ours = {size: _stages(model, jnp.asarray(images, dtype)) for size, images in sizes.items()}
+            error[dtype] = {size: differences(ours[size], theirs[dtype][size]) for size in sizes}
+    rounding = {size: differences(theirs["float32"][size], theirs["float64"][size]) for size in sizes}
 
     certificate = {
         "certified": True,
         "reference": f"timm {timm.__version__}, torch {torch.__version__}",
         "tolerance": TOLERANCE,
         "error": error,
+        "rounding": rounding,
         "versions": versions("jax", "jaxlib", "flax", "numpy", "torch", "timm"),
     }
-    failed = [d for d, limit in TOLERANCE.items() if not worst(certificate, d) <= limit]
+    allowed = dict(TOLERANCE)
+    allowed["float32"] = max(allowed["float32"], SLACK * max(max(stages.values()) for stages in rounding.values()))
+    failed = [dtype for dtype, limit in allowed.items() if not worst(certificate, dtype) <= limit]
     if failed:
         raise ValueError(
             f"{name} does not agree with timm in {' and '.join(failed)}; nothing was written. "
-            f"Largest relative differences (allowed: {TOLERANCE}):\n{error}"
+            f"Largest relative differences (allowed: {allowed}):\n{error}"
         )
     return certificate
 
 
-def compare(model: Res2Net, reference, images: np.ndarray) -> dict[str, float]:
-    """Largest relative difference at each of ``STAGES``; ``reference`` is the timm model, images are NHWC."""
-    import torch
-
-    with torch.inference_mode():
-        features, theirs = reference.forward_intermediates(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-        theirs.append(reference.forward_head(features))
-    ours = _stages(model, jnp.asarray(images))
-    errors = {}
-    for stage, a, b in zip(STAGES, ours, theirs, strict=True):
-        b = b.numpy()
-        b = b.transpose(0, 2, 3, 1) if b.ndim == 4 else b
-        errors[stage] = float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
-    return errors
+def differences(ours: list, theirs: list) -> dict[str, float]:
+    """The largest difference at each of ``STAGES``, relative to the largest value of ``theirs``."""
+    pairs = zip(STAGES, ours, theirs, strict=True)
+    return {stage: float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for stage, a, b in pairs}
 
 
 def worst(certificate: Mapping[str, Any], dtype: str) -> float:
@@ -100,8 +97,17 @@ def _stages(model, images):
     return [*intermediates, model.forward_head(features)]
 
 
-def _images(height, width, in_chans, dtype):
-    return np.random.default_rng(0).standard_normal((2, height, width, in_chans)).astype(dtype)
+def _torch_stages(reference, images):
+    import torch
+
+    with torch.inference_mode():
+        features, intermediates = reference.forward_intermediates(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        logits = reference.forward_head(features)
+    return [*(stage.numpy().transpose(0, 2, 3, 1) for stage in intermediates), logits.numpy()]
+
+
+def _images(height, width, in_chans):
+    return np.random.default_rng(0).standard_normal((2, height, width, in_chans))
 
 
 def _in_chans(name, state_dict):
