@@ -1,9 +1,11 @@
 """The devices of a job: joining its processes, and the mesh over all of them."""
 
 import os
+from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 
@@ -33,6 +35,28 @@ def data_mesh() -> Mesh:
     # jax.make_mesh may reorder them; here process p must hold the p-th share of a batch.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def in_step(batches: Iterator[dict]) -> Iterator[dict]:
+    """``batches``, which must be as many in each process. If one process fails to get its next, all of them stop.
+
+    Otherwise the others would wait for it in their next step, for minutes, until the runtime aborts them all.
+
+    Raises:
+        Exception: The failure of this process, or ValueError that another one failed.
+    """
+    while True:
+        batch, failure = None, None
+        try:
+            batch = next(batches, None)
+        except Exception as error:
+            failure = error
+        together = jax.process_count() > 1
+        if together and multihost_utils.process_allgather(np.array(failure is not None)).any() or failure:
+            raise failure or ValueError("another process has failed and says why; this one has stopped with it")
+        if batch is None:
+            return
+        yield batch
 
 
 def _in_a_cluster(environment):

@@ -117,7 +117,7 @@ def evaluate(
     sums = jax.tree.map(lambda zero: jax.make_array_from_process_local_data(replicated, zero), zeros)
     bar = tqdm(total=len(dataset), unit="img", disable=None if jax.process_index() == 0 else True)
     try:
-        for batch in batches:
+        for batch in devices.in_step(batches):
             batch = {name: jax.make_array_from_process_local_data(sharded, array) for name, array in batch.items()}
             sums = step(weights, batch, sums)
             bar.update(min(batch_size, bar.total - bar.n))

@@ -239,14 +239,29 @@ def test_model_and_data_must_match():
     require_matching(model, digits)
 
 
-def test_an_unreadable_picture_stops_it(tmp_path):
+@pytest.fixture
+def with_a_bad_picture(tmp_path):
+    """Arguments for a set of which one process of two, or one of one, cannot read a picture."""
     for label in "ab":
-        (tmp_path / label).mkdir()
-        Image.new("RGB", (30, 20)).save(tmp_path / label / "good.png")
-    (tmp_path / "b" / "bad.jpg").write_text("<html>")
-    model = res2net_jax.save(small(2, 3), tmp_path.with_name("model"))
-    arguments = ("--model", model, "--dataset", f"folder:{tmp_path}")
-    code, out, err = finish(run(*arguments, cwd=tmp_path))
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (30, 20)).save(tmp_path / "set" / label / f"{i}.png")
+    (tmp_path / "set" / "b" / "bad.jpg").write_text("<html>")
+    model = res2net_jax.save(small(2, 3), tmp_path / "model")
+    return "--model", model, "--dataset", f"folder:{tmp_path / 'set'}", "--batch-size", 4
+
+
+def test_an_unreadable_picture_stops_all_processes(with_a_bad_picture, tmp_path):
+    results = two_processes(*with_a_bad_picture, cwd=tmp_path)
+    assert [code for code, _, _ in results] == [2, 2]
+    errors = sorted(line for _, _, err in results for line in err.splitlines() if line.startswith("error: "))
+    assert len(errors) == 2 and "bad.jpg cannot be read" in errors[0]
+    assert errors[1] == "error: another process has failed and says why; this one has stopped with it"
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_an_unreadable_picture_stops_it(with_a_bad_picture, tmp_path):
+    code, out, err = finish(run(*with_a_bad_picture, cwd=tmp_path))
     assert code == 2 and out == "" and err.startswith("error: ") and len(err.splitlines()) == 1
     assert "bad.jpg cannot be read" in err and "the evaluation stops" in err
     assert not list(tmp_path.glob("*.csv"))
