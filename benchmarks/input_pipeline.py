@@ -1,0 +1,90 @@
+"""Training pictures per second of one worker, ours beside torchvision's: python benchmarks/input_pipeline.py
+
+Both read the same JPEG files of 500 x 375 pixels, crops of scikit-learn's two photographs, and make the official
+recipe's batches of 224 x 224 (random crop, flip) in one worker process. The two take turns within one run. "uint8"
+delivers bytes, as our trainer takes them; "float" also normalises on the host, as torchvision's reference does.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from train.data import train_batches
+from train.datasets import open_dataset
+
+BATCH, BATCHES, TURNS = 32, 12, 5
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        make_pictures(Path(folder))
+        runs = {"ours, uint8": ours, "torchvision, uint8": torchvision_uint8, "torchvision, float": torchvision_float}
+        rates = {name: [] for name in runs}
+        for _ in range(TURNS):
+            for name, run in runs.items():
+                rates[name].append(rate(run(folder)))
+    for name, values in rates.items():
+        low, high = min(values), max(values)
+        print(f"{name:20} {statistics.median(values):6.0f} pictures/s  (of {TURNS} turns: {low:.0f} to {high:.0f})")
+
+
+def make_pictures(folder, count=BATCH * 8):
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    for i in range(count):
+        picture = photographs[i % 2]
+        left, top = rng.integers(0, picture.width - 500 + 1), rng.integers(0, picture.height - 375 + 1)
+        target = folder / "ab"[i % 2]
+        target.mkdir(exist_ok=True)
+        picture.crop((left, top, left + 500, top + 375)).save(target / f"{i}.jpg", quality=90)
+
+
+def rate(batches):
+    """Pictures per second once the worker runs."""
+    for _ in range(4):  # start-up, and what is prefetched
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(BATCHES):
+        next(batches)
+    seconds = time.perf_counter() - start
+    if hasattr(batches, "close"):
+        batches.close()
+    return BATCH * BATCHES / seconds
+
+
+def ours(folder):
+    return train_batches(open_dataset(f"folder:{folder}", "train"), size=224, batch_size=BATCH, seed=0, workers=1)
+
+
+def torchvision_uint8(folder):
+    from torchvision import transforms
+
+    return torchvision_loader(folder, [transforms.PILToTensor()])
+
+
+def torchvision_float(folder):
+    from torchvision import transforms
+
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return torchvision_loader(folder, [transforms.ToTensor(), normalize])
+
+
+def torchvision_loader(folder, last):
+    import torch
+    from torchvision import datasets, transforms
+
+    crop = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    dataset = datasets.ImageFolder(folder, transforms.Compose(crop + last))
+    # Longer than one pass over the few files, as ours is.
+    dataset = torch.utils.data.ConcatDataset([dataset] * 10)
+    return iter(torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=1, drop_last=True))
+
+
+if __name__ == "__main__":
+    main()
