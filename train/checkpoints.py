@@ -7,6 +7,7 @@ batch depends on nothing but the seed and the step. The metadata holds the confi
 checksum of all arrays, since Orbax itself does not notice a flipped bit.
 """
 
+import dataclasses
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from res2net_jax.checkpoint import describe
 from res2net_jax.model import Res2Net
+from res2net_jax.variants import Preprocessing
 from train.config import Config, differences, to_json
 from train.step import State, evaluated, fingerprint
 
@@ -38,12 +40,14 @@ class Checkpoints:
         folder: Parent of the numbered folders; shared by all processes.
         config: The run's config.
         model: The model, for the description that :func:`res2net_jax.load` reads.
+        preprocessing: How evaluation images are made, for ``python -m train.evaluate``.
     """
 
-    def __init__(self, folder: Path, config: Config, model: Res2Net):
+    def __init__(self, folder: Path, config: Config, model: Res2Net, preprocessing: Preprocessing):
         self.folder = folder.absolute()
         self.config = config
-        self._description = describe(model, source={"trained": "python -m train.imagenet", "dataset": config.dataset})
+        source = {"trained by": "python -m train.imagenet", "dataset": config.dataset}
+        self._description = {**describe(model, source=source), "preprocessing": dataclasses.asdict(preprocessing)}
         self._fingerprint = jax.jit(fingerprint)
         self._retry_after = max(1, config.checkpoint_every // 10)
         self._check_at = None

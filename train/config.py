@@ -284,6 +284,3 @@ def _validate(config):
             f"batchnorm_group {config.batchnorm_group} does not divide the {part} images that are computed at once "
             f"(batch_size {config.batch_size} / accumulate {config.accumulate})"
         )
-    given = [config.coordinator is not None, config.num_processes is not None, config.process_id is not None]
-    if any(given) and not all(given):
-        raise ValueError("coordinator, num_processes and process_id go together; give all three or none")

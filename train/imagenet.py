@@ -17,13 +17,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import res2net_jax
 from res2net_jax import command_line
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
-from train import rehearsal
+from train import devices, rehearsal
 from train.checkpoints import Checkpoints, NotSaved
 from train.config import Config, parse, write_json
 from train.data import eval_batches, steps_per_epoch, train_batches
@@ -49,8 +49,7 @@ def main(config: Config, stop: StopRequest) -> int:
     # ---- Mesh: one axis, along which a batch is spread; the state is on every device.
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    # jax.make_mesh may permute the devices; so, process p holds the p-th share of a batch.
-    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    mesh = devices.data_mesh()
     replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     _require_divisible(config)
@@ -72,7 +71,7 @@ def main(config: Config, stop: StopRequest) -> int:
     else:
         train_set = open_dataset(config.dataset, config.train_split, data_dir=config.data_dir)
         eval_set = open_dataset(config.dataset, config.eval_split, data_dir=config.data_dir)
-        _require_single_label(eval_set)
+        _require_fit(train_set, eval_set)
     epoch = steps_per_epoch(train_set, config.batch_size)
     total = min(config.epochs * epoch, config.steps or math.inf)
 
@@ -95,7 +94,7 @@ def main(config: Config, stop: StopRequest) -> int:
     if config.fake_data:
         return rehearsal.time_steps(config, state, train_step, place)
     output = Path(config.output).expanduser()
-    checkpoints = Checkpoints(output / "checkpoints", config, model)
+    checkpoints = Checkpoints(output / "checkpoints", config, model, setting)
     restored = checkpoints.restore(state)
     state, evaluation = restored or (state, None)
     done = int(state["step"])
@@ -105,6 +104,7 @@ def main(config: Config, stop: StopRequest) -> int:
     # ---- Loop
     report = Report(output, config, start=done, total=total, steps_per_epoch=epoch, visible=jax.process_index() == 0)
     report.say(_introduction(config, model, train_set, eval_set, epoch, done, total))
+    # It decodes the first batches while the step compiles.
     batches = train_batches(
         train_set,
         size=config.size,
@@ -115,6 +115,7 @@ def main(config: Config, stop: StopRequest) -> int:
         workers=config.workers,
         **share,
     )
+    batches.start_prefetch()
 
     def evaluate() -> tuple[dict | None, int]:
         held_out = eval_batches(
@@ -125,7 +126,9 @@ def main(config: Config, stop: StopRequest) -> int:
             **share,
         )
         with report.paused(), contextlib.closing(held_out):
-            return run_evaluation(eval_step, evaluated(state), map(place, held_out), replicate(zero_sums(config)))
+            return run_evaluation(
+                eval_step, evaluated(state), map(place, devices.in_step(held_out)), replicate(zero_sums(config))
+            )
 
     # Stopped in the middle of an evaluation, a run begins with it.
     evaluation_due = evaluation is None and _is_evaluated(done, total, epoch, config)
@@ -212,22 +215,12 @@ def preprocessing(config: Config, model: Res2Net) -> Preprocessing:
     return dataclasses.replace(setting, size=config.size, crop_pct=config.eval_crop_pct or setting.crop_pct)
 
 
-def join_processes(config: Config) -> None:
-    """Makes this process one of several, if the config or the cluster says so. Before any use of a device."""
-    if config.coordinator is not None:
-        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
-        return
-    # It raises where JAX knows no cluster around this process, which then is the only one.
-    with contextlib.suppress(ValueError):
-        jax.distributed.initialize()
-
-
 def command(arguments: list[str]) -> None:
     """Runs the command line; exits with the codes above."""
     config = parse(arguments, "python -m train.imagenet")
-    join_processes(config)
-    # After JAX, which handles SIGTERM itself in a process of several.
     with StopRequest() as stop:
+        jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM for itself.
+        devices.connect(config.coordinator, config.num_processes, config.process_id)
         code = main(config, stop)
     if code:
         sys.exit(code)
@@ -270,9 +263,17 @@ def _require_divisible(config):
         )
 
 
-def _require_single_label(dataset):
-    if dataset.multi_label:
-        raise ValueError(f"{dataset.name} has several labels an example; python -m train.evaluate handles it")
+def _require_fit(train_set, eval_set):
+    if eval_set.multi_label:
+        raise ValueError(f"{eval_set.name} has several labels an example; python -m train.evaluate handles it")
+    if train_set.num_classes != eval_set.num_classes or train_set.in_chans != eval_set.in_chans:
+        raise ValueError(f"{train_set.name}: {train_set.split} and {eval_set.split} differ in classes or channels")
+    if train_set.split == eval_set.split:
+        raise ValueError(
+            f"{train_set.name} would be trained and evaluated on the same pictures ({train_set.split}); divide "
+            "a folder into the sub-folders train and val, or name two parts of a TFDS set: "
+            '--train-split "train[:90%]" --eval-split "train[90%:]"'
+        )
 
 
 def _introduction(config, model, train_set, eval_set, epoch, done, total):
@@ -280,9 +281,7 @@ def _introduction(config, model, train_set, eval_set, epoch, done, total):
     lines.append(f"{model.name} on {train_set.name}: {len(train_set):,} pictures, {epoch:,} steps an epoch")
     lines.append(f"evaluated on {eval_set.name}[{eval_set.split}]: {len(eval_set):,} pictures")
     lines.append(f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)")
-    lines.append(
-        f"Resuming at step {done} of {total}." if done else f"Starting; {total} steps. The first one compiles."
-    )
+    lines.append(f"{'Resuming' if done else 'Starting'} at step {done} of {total}; the first step compiles.")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,7 @@ class Report:
         """Prints above the bar."""
         if self._visible:
             tqdm.write(message)
+            sys.stdout.flush()
 
     def summary(self, checkpoints: Path, replaced: int) -> None:
         """Says how the run went: accuracy, time, pictures that could not be read, and where everything is."""

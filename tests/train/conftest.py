@@ -13,7 +13,10 @@ from orbax.checkpoint import v1 as ocp
 
 ROOT = Path(__file__).parents[2]
 # A network and pictures small enough for a run of seconds.
-TINY = "--layers 1 1 --channels 8 8 --scale 3 --size 16 --batch-size 32 --epochs 2 --log-every 10".split()
+TINY = [
+    *("--layers", "1", "1", "--channels", "8", "8", "--scale", "3"),
+    *("--size", "16", "--batch-size", "32", "--epochs", "2", "--log-every", "10"),
+]
 
 
 @pytest.fixture

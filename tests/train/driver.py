@@ -26,6 +26,7 @@ def watched(log):
             return self
 
         def __next__(self):
+            time.sleep(float(os.environ.get("STEP_PAUSE", 0)))
             batch = next(self.inner)
             digest = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
             self.number += 1
@@ -35,6 +36,24 @@ def watched(log):
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
+    class Slow:
+        """The batches of an evaluation, each noted as ``evaluated`` when it is handed out."""
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            time.sleep(float(os.environ.get("EVALUATION_PAUSE", 0)))
+            batch = next(self.inner)
+            note("evaluated")
+            return batch
+
+        def close(self):
+            self.inner.close()
+
     def note(line):
         with open(log, "a") as file:
             file.write(line + "\n")
@@ -43,25 +62,12 @@ def watched(log):
         note("evaluation")
         batches = eval_batches(*args, **options)
         # An evaluation of some length, for a signal to hit it.
-        return Slow(batches, float(os.environ.get("EVALUATION_PAUSE", 0)))
+        return Slow(batches)
 
-    imagenet.train_batches = lambda *args, start, **options: Watched(train_batches(*args, start=start, **options), start)
+    imagenet.train_batches = lambda *args, start, **options: Watched(
+        train_batches(*args, start=start, **options), start
+    )
     imagenet.eval_batches = watched_eval
-
-
-class Slow:
-    def __init__(self, inner, pause):
-        self.inner, self.pause = inner, pause
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        time.sleep(self.pause)
-        return next(self.inner)
-
-    def close(self):
-        self.inner.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""However a run is stopped, the same command ends in the same bits and sees the same examples in the same order."""
+
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from .conftest import arrays, batches, printed, steps
+
+# Between steps and between batches of an evaluation, in seconds; or a run would be over before a signal hits it.
+PAUSES = {"STEP_PAUSE": "0.02", "EVALUATION_PAUSE": "0.1"}
+SWITCHES = ("--checkpoint-every", 7, "--mixup", 0.2, "--ema", 0.99)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Number of processes -> the folder of a run that nothing disturbed."""
+    return {}
+
+
+@pytest.fixture
+def reference(finish, uninterrupted, tmp_path_factory):
+    def reference(processes):
+        if processes not in uninterrupted:
+            # The first run fills the compilation cache, the second shows how long the others take.
+            finish(tmp_path_factory.mktemp("warm") / "run", *SWITCHES, "--steps", 3, processes=processes)
+            output = tmp_path_factory.mktemp("reference") / "run"
+            began = time.monotonic()
+            finish(output, *SWITCHES, processes=processes, **PAUSES)
+            uninterrupted[processes] = output, time.monotonic() - began
+        return uninterrupted[processes]
+
+    return reference
+
+
+def assert_same(output, reference):
+    expected, found = arrays(reference), arrays(output)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+    # Steps that were lost with a kill are done again; with the same examples, or there were two digests.
+    assert batches(output) == batches(reference)
+    assert (output / "curves.png").stat().st_size > 10_000
+    lines, others = ((run / "metrics.csv").read_text().splitlines() for run in (output, reference))
+    assert [line.split(",")[0] for line in lines] == [line.split(",")[0] for line in others]
+
+
+def stopped(together, kind, seconds):
+    """Whether the signal came before the processes ended by themselves; afterwards all have ended."""
+    end = time.monotonic() + seconds
+    while any(process.poll() is None for process in together) and time.monotonic() < end:
+        time.sleep(0.01)
+    if kind == signal.SIGKILL:
+        for process in together:
+            process.kill()
+    else:
+        # To one of them only; the others learn of it.
+        first = random.choice(together)
+        first.send_signal(kind)
+        if first.wait(120) == -kind:
+            # It had yet to import; then no handler was there, and the others wait for it.
+            for process in together:
+                process.kill()
+    codes = {process.wait(120) for process in together}
+    assert codes <= ({0, -9} if kind == signal.SIGKILL else {0, 143, -9, -15}), codes
+    return codes != {0}
+
+
+def check_random_moments(launch, reference, folder, kind, processes, count):
+    """Stops runs at random moments, ``count`` times in all; whenever a run is through, checks it and begins another."""
+    undisturbed, duration = reference(processes)
+    randomness = random.Random(f"{kind}{processes}{count}")
+    runs = [folder / f"run{number}" for number in range(10 * count)]
+    output = runs.pop(0)
+    while count:
+        together = launch(output, *SWITCHES, processes=processes, **PAUSES)
+        if stopped(together, kind, randomness.uniform(0.15 * duration, 0.75 * duration)):
+            count -= 1
+        else:
+            assert_same(output, undisturbed)
+            output = runs.pop(0)
+    for process in launch(output, *SWITCHES, processes=processes):
+        assert process.wait(300) == 0, printed(output)
+    assert_same(output, undisturbed)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_random_moments(launch, reference, tmp_path, kind, processes):
+    check_random_moments(launch, reference, tmp_path, kind, processes, 3)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_twenty_random_moments(launch, reference, tmp_path, kind, processes):
+    check_random_moments(launch, reference, tmp_path, kind, processes, 20)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_sigterm_during_an_evaluation_saves_at_once_and_evaluates_again(launch, reference, tmp_path):
+    output = tmp_path / "run"
+    log = tmp_path / "run.log"
+    (process,) = launch(output, *SWITCHES, EVALUATION_PAUSE="0.5")
+    wait_for(lambda: log.exists() and "evaluation" in log.read_text(), process)
+    wait_for(lambda: "evaluated" in log.read_text(), process)
+    process.terminate()
+    assert process.wait(60) == 143, printed(output)
+    # Twelve batches make an evaluation.
+    assert log.read_text().count("evaluated") < 6
+    assert steps(output)[-1] == 45
+    assert ",45," not in (output / "metrics.csv").read_text()
+    for process in launch(output, *SWITCHES):
+        assert process.wait(300) == 0, printed(output)
+    assert log.read_text().count("evaluation") == 3
+    assert_same(output, reference(1)[0])
+
+
+def test_sigterm_during_the_compilation_saves_after_it(launch, reference, tmp_path):
+    output = tmp_path / "run"
+    (process,) = launch(output, *SWITCHES, cache=False)
+    wait_for(lambda: "the first step compiles" in printed(output), process)
+    time.sleep(1)
+    assert not steps(output)
+    process.terminate()
+    assert process.wait(120) == 143, printed(output)
+    assert steps(output)[-1] <= 2
+    for process in launch(output, *SWITCHES):
+        assert process.wait(300) == 0, printed(output)
+    assert_same(output, reference(1)[0])
+
+
+def test_ctrl_c_saves_too(launch, tmp_path):
+    output = tmp_path / "run"
+    (process,) = launch(output, *SWITCHES)
+    wait_for(lambda: "step 10/" in printed(output), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, printed(output)
+    assert 10 <= steps(output)[-1] < 90
+    assert "the same command goes on from here" in printed(output)
+
+
+def test_a_run_that_is_done_stays_as_it_is(finish, reference):
+    output, _ = reference(1)
+    before = arrays(output)
+    finish(output, *SWITCHES)
+    after = arrays(output)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
