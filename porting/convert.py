@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from res2net_jax.arch import Arch
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import VARIANTS, Arch
+from res2net_jax.variants import VARIANTS
 
 _TORCH_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 

@@ -1,17 +1,20 @@
 """Res2Net in JAX and Flax, with the published ImageNet weights."""
 
+from res2net_jax.arch import Arch
 from res2net_jax.checkpoint import save
+from res2net_jax.features import FeaturePyramid
 from res2net_jax.hub import create, load
 from res2net_jax.inference import Prediction, classify
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import preprocess
-from res2net_jax.variants import VARIANTS, Arch, Variant, get_variant, list_models
+from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
 
 __version__ = "0.1.0"
 
 __all__ = [
     "VARIANTS",
     "Arch",
+    "FeaturePyramid",
     "Prediction",
     "Res2Net",
     "Variant",

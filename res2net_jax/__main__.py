@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import tyro
 
 from res2net_jax import checkpoint, hub, inference
+from res2net_jax.arch import Arch
 from res2net_jax.command_line import main, table
 from res2net_jax.cost import cost
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import VARIANTS, Arch, Variant, get_variant, list_models
+from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
 
 app = tyro.extras.SubcommandApp()
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from res2net_jax.layers import AvgPool, BatchNorm, Conv
-from res2net_jax.variants import Arch
-
-EXPANSION = 4
+from res2net_jax.activations import ACTIVATIONS
+from res2net_jax.arch import EXPANSION, Arch, BlockPlan
+from res2net_jax.attention import ATTENTION
+from res2net_jax.drop import DropBlock, DropPath
+from res2net_jax.layers import BatchNorm, Conv
+from res2net_jax.pooling import AvgPool
 
 
 class Bottle2neck(nnx.Module):
@@ -19,47 +21,61 @@ class Bottle2neck(nnx.Module):
     stage the splits are independent, and the last one is average-pooled to the stage's size.
     """
 
-    def __init__(self, in_features, planes, arch: Arch, *, stride=1, downsample=None, **dtypes):
-        width = arch.width(planes)
+    def __init__(self, in_features: int, plan: BlockPlan, arch: Arch, stage: int, **dtypes):
+        width, out_features = arch.width(plan.planes), plan.planes * EXPANSION
+        convolved = max(1, arch.scale - 1)
         self.scale = arch.scale
-        self.is_first = downsample is not None
+        self.act = ACTIVATIONS[arch.act_layer]
+        self.is_first = plan.stride > 1 or in_features != out_features
+
         self.conv1 = Conv(in_features, width * arch.scale, 1, **dtypes)
         self.bn1 = BatchNorm(width * arch.scale, **dtypes)
-        convolved = max(1, arch.scale - 1)
-        self.convs = nnx.List(
-            [Conv(width, width, 3, stride=stride, groups=arch.cardinality, **dtypes) for _ in range(convolved)]
-        )
+        options = {"stride": plan.stride, "dilation": plan.dilation, "groups": arch.cardinality}
+        self.convs = nnx.List([Conv(width, width, 3, **options, **dtypes) for _ in range(convolved)])
         self.bns = nnx.List([BatchNorm(width, **dtypes) for _ in range(convolved)])
-        self.pool = AvgPool(3, stride, padding=1) if self.is_first else identity
-        self.conv3 = Conv(width * arch.scale, planes * EXPANSION, 1, **dtypes)
-        self.bn3 = BatchNorm(planes * EXPANSION, **dtypes)
-        self.downsample = downsample
+        self.pool = AvgPool(3, plan.stride, padding=(1, 1)) if self.is_first else identity
+        self.conv3 = Conv(width * arch.scale, out_features, 1, **dtypes)
+        self.bn3 = BatchNorm(out_features, **dtypes)
+        self.se = ATTENTION[arch.attn_layer](out_features, **dtypes) if arch.attn_layer else identity
+        self.downsample = shortcut(in_features, plan, arch, **dtypes) if self.is_first else identity
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        out = jax.nn.relu(self.bn1(self.conv1(x)))
+        block_size, gamma_scale = (5, 0.25) if stage == 2 else (3, 1.0)
+        rate = arch.drop_block_rate if stage >= 2 else 0.0
+        self.drop_block = DropBlock(rate, block_size=block_size, gamma_scale=gamma_scale)
+        self.drop_path = DropPath(plan.drop_path)
+
+    def __call__(self, x: Float[Array, "b h w i"], key: jax.Array | None = None) -> Float[Array, "b h2 w2 o"]:
+        block_key, path_key = (None, None) if key is None else jax.random.split(key)
+        out = self.act(self.bn1(self.conv1(x)))
 
         splits = jnp.split(out, self.scale, axis=-1)
         outs = []
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns)):
             cascade = i > 0 and not self.is_first
             split = outs[-1] + splits[i] if cascade else splits[i]
-            outs.append(jax.nn.relu(bn(conv(split))))
+            outs.append(self.act(bn(conv(split))))
         if len(splits) > 1:
             outs.append(self.pool(splits[-1]))
-        out = jnp.concatenate(outs, axis=-1)
+        out = self.drop_block(jnp.concatenate(outs, axis=-1), block_key)
 
-        out = self.bn3(self.conv3(out))
-        shortcut = x if self.downsample is None else run(self.downsample, x)
-        return jax.nn.relu(out + shortcut)
+        out = self.se(self.bn3(self.conv3(out)))
+        return self.act(self.drop_path(out, path_key) + run(self.downsample, x))
 
 
-def shortcut(in_features, out_features, arch: Arch, *, stride, **dtypes) -> nnx.List:
+def shortcut(in_features: int, plan: BlockPlan, arch: Arch, **dtypes) -> nnx.List:
     """The projection beside the first block of a stage; entries keep torch's indices."""
+    out_features = plan.planes * EXPANSION
+    changes_nothing = plan.stride == 1 and plan.stage_dilation == 1
     if not arch.avg_down:
-        return nnx.List(
-            [Conv(in_features, out_features, 1, stride=stride, **dtypes), BatchNorm(out_features, **dtypes)]
-        )
-    pool = AvgPool(2, stride, ceil_mode=True) if stride > 1 else identity
+        size = 1 if changes_nothing else arch.down_kernel_size
+        conv = Conv(in_features, out_features, size, stride=plan.stride, dilation=plan.dilation, **dtypes)
+        return nnx.List([conv, BatchNorm(out_features, **dtypes)])
+    if changes_nothing:
+        pool = identity
+    elif plan.stride > 1:
+        pool = AvgPool(2, plan.stride, ceil_mode=True)
+    else:
+        pool = AvgPool(2, 1, padding=(0, 1))  # timm's counts these zeros
     return nnx.List([pool, Conv(in_features, out_features, 1, **dtypes), BatchNorm(out_features, **dtypes)])
 
 
@@ -67,8 +83,8 @@ def identity(x: Array) -> Array:
     return x
 
 
-def run(layers: nnx.List, x: Array) -> Array:
-    """The layers in a row."""
-    for layer in layers:
+def run(layers, x: Array) -> Array:
+    """``layers(x)``, or a list of layers in a row."""
+    for layer in layers if isinstance(layers, nnx.List) else [layers]:
         x = layer(x)
     return x

@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 
+from res2net_jax.arch import Arch, override
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import Arch
 
 FORMAT = 1
 NOT_CERTIFIED = {"certified": False, "reason": "saved from a live model, not ported from a release"}
@@ -93,7 +93,6 @@ def restore(
     from orbax.checkpoint import v1 as ocp
 
     from res2net_jax.adapt import adapt
-    from res2net_jax.variants import override
 
     saved = abstract_model(metadata, dtype=dtype, param_dtype=param_dtype)
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -162,7 +161,9 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{folder} is not a readable Orbax checkpoint: {_first_line(error)}") from error
     if not isinstance(metadata, dict) or "format" not in metadata or "model" not in metadata:
-        raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or its metadata is damaged")
+        raise ValueError(
+            f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or its metadata is damaged"
+        )
     if metadata["format"] != FORMAT:
         raise ValueError(
             f"{folder} has checkpoint format {metadata['format']!r}; this version of res2net_jax reads format "
@@ -229,7 +230,13 @@ def versions(*packages: str) -> dict[str, str]:
 
 def explain_write(error: Exception, folder: Path) -> Exception:
     """An error of writing to ``folder`` in plain words, or ``error`` itself if it is of another kind."""
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if isinstance(error, OSError) and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    ):
         return PermissionError(
             error.errno,
             f"cannot write {folder} ({os.strerror(error.errno)}); choose another place, for the cache with "

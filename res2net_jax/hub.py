@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from res2net_jax import checkpoint
+from res2net_jax.arch import override
+from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import initialize
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import get_variant, override
+from res2net_jax.variants import get_variant
 
 
 def create(
@@ -23,8 +26,10 @@ def create(
     param_dtype: jnp.dtype = jnp.float32,
     rngs: int | nnx.Rngs = 0,
     zero_init_last: bool = True,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     **arch,
-) -> Res2Net:
+) -> Res2Net | FeaturePyramid:
     """A freshly initialised model in train mode.
 
     Args:
@@ -35,6 +40,8 @@ def create(
         param_dtype: Type of the weights.
         rngs: Seed. The same seed gives the same weights, whatever the type.
         zero_init_last: Zero the last norm of each block, as timm does by default.
+        features_only: Make it a :class:`FeaturePyramid`: a list of maps instead of logits.
+        out_indices: Which maps; by default all five.
         **arch: Fields of :class:`Arch` to change, e.g. ``layers=(2, 2, 2, 2), base_width=16, scale=1``.
 
     Raises:
@@ -49,8 +56,7 @@ def create(
         param_dtype=param_dtype,
         name=name,
     )
-    seed = rngs if isinstance(rngs, int) else int(jax.random.bits(rngs.params()))
-    return initialize(model, seed, zero_init_last=zero_init_last)
+    return _as_asked(initialize(model, rngs, zero_init_last=zero_init_last), features_only, out_indices)
 
 
 def load(
@@ -63,8 +69,10 @@ def load(
     num_classes: int | None = None,
     in_chans: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     **arch,
-) -> Res2Net:
+) -> Res2Net | FeaturePyramid:
     """A trained model in eval mode.
 
     A folder is restored. A name is restored from the cache; if it is not there yet, its release is
@@ -81,7 +89,9 @@ def load(
         num_classes: Another number than the checkpoint's gives a fresh classifier, 0 none.
         in_chans: Another number than 3 fits the first convolution (:func:`res2net_jax.adapt.fit_first_conv`).
         sharding: Where the arrays go, e.g. ``NamedSharding(mesh, PartitionSpec())``; default: the first device.
-        **arch: Fields of :class:`Arch` to change; the weights must still fit.
+        features_only: Make it a :class:`FeaturePyramid`: a list of maps instead of logits.
+        out_indices: Which maps; by default all five.
+        **arch: Fields of :class:`Arch` to change, e.g. ``output_stride=8``; the weights must still fit.
 
     Raises:
         ValueError: No such model; or weights that are damaged, unsafe, of another model, or not as published.
@@ -99,9 +109,19 @@ def load(
     if is_folder(name_or_folder):
         if source is not None:
             raise ValueError(f"{name_or_folder} is a checkpoint folder; source= goes with a model name")
-        return checkpoint.load(name_or_folder, **options)
-    name = get_variant(name_or_folder).name
-    return checkpoint.load(cached(name, source=source, cache_dir=cache_dir), **options)
+        model = checkpoint.load(name_or_folder, **options)
+    else:
+        name = get_variant(name_or_folder).name
+        model = checkpoint.load(cached(name, source=source, cache_dir=cache_dir), **options)
+    return _as_asked(model, features_only, out_indices)
+
+
+def _as_asked(model, features_only, out_indices):
+    if features_only:
+        return FeaturePyramid(model, out_indices)
+    if out_indices is not None:
+        raise ValueError("out_indices picks maps, which features_only=True returns; pass both or neither")
+    return model
 
 
 def cached(name: str, *, source=None, cache_dir=None) -> Path:

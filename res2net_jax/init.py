@@ -3,6 +3,7 @@
 import math
 import zlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,36 +16,37 @@ def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
-def initialize(model: Res2Net, seed: int, *, zero_init_last: bool = True, only: str = "") -> Res2Net:
+def initialize(model: Res2Net, rngs: int | nnx.Rngs, *, zero_init_last: bool = True, only: str = "") -> Res2Net:
     """Fills ``model`` in place with timm's initialisation and returns it.
 
-    Convolutions are normal with variance 2 / fan_out (He et al. 2015, not truncated), the classifier
-    uniform within +-1 / sqrt(in); norms start as the identity, except that ``zero_init_last`` zeroes
-    the last scale of each block, so that every block starts as its shortcut. Each array's numbers
-    depend on ``seed`` and its own path alone. numpy draws them: jax.random would compile one
-    program per shape.
+    2-d convolutions are normal with variance 2 / fan_out (He et al. 2015, not truncated); the classifier, biases and
+    1-d convolutions uniform within +-1 / sqrt(fan_in); norms start as the identity, except that
+    ``zero_init_last`` zeroes the last scale of each block, so that every block starts as its shortcut.
+    Each array's numbers depend on the seed and its own path alone. numpy draws them: jax.random would
+    compile one program per shape.
 
     Args:
         model: Its leaves may be abstract.
-        seed: Seed of the random numbers.
+        rngs: Seed of the random numbers.
         zero_init_last: timm's default. The official code does not.
         only: Restricts this to arrays whose path starts so.
     """
-    for path, variable in variables(model).items():
+    seed = rngs if isinstance(rngs, int) else int(jax.random.bits(rngs.params()))
+    leaves = variables(model)
+    for path, variable in leaves.items():
         if path.startswith(only):
             rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            value = _fresh(path, variable.shape, rng, model.num_features, zero_init_last)
+            module, leaf = path.rsplit(".", 1)
+            kernel = leaves.get(f"{module}.kernel")
+            if leaf == "kernel" and len(variable.shape) == 4:
+                fan_out = math.prod(variable.shape) // variable.shape[2]
+                value = rng.standard_normal(variable.shape, np.float32) * np.float32(math.sqrt(2 / fan_out))
+            elif kernel is not None:
+                bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
+                value = rng.uniform(-bound, bound, variable.shape)
+            elif leaf in ("bias", "mean") or (zero_init_last and path.endswith(".bn3.scale")):
+                value = np.zeros(variable.shape)
+            else:
+                value = np.ones(variable.shape)
             variable.set_value(jnp.asarray(value, variable.dtype))
     return model
-
-
-def _fresh(path, shape, rng, num_features, zero_init_last):
-    module, leaf = path.rsplit(".", 1)
-    if module == "fc":
-        bound = 1 / math.sqrt(num_features)
-        return rng.uniform(-bound, bound, shape).astype(np.float32)
-    if leaf == "kernel":
-        fan_out = shape[0] * shape[1] * shape[3]
-        return rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / fan_out))
-    zero = leaf in ("bias", "mean") or (zero_init_last and path.endswith(".bn3.scale"))
-    return np.zeros(shape, np.float32) if zero else np.ones(shape, np.float32)

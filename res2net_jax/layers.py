@@ -1,9 +1,11 @@
-"""The layers a Res2Net is made of, each equal to its torch.nn namesake; images are NHWC.
+"""The layers with weights that a Res2Net is made of, each equal to its torch.nn namesake; images are NHWC.
 
 A layer declares its weights as ``jax.ShapeDtypeStruct``; :func:`res2net_jax.create` and
 :func:`res2net_jax.load` put the arrays in. Padding is always explicit: XLA's ``"SAME"`` pads the
 other side than torch at stride 2 on even sizes.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +15,28 @@ from jaxtyping import Array, Float
 
 
 class Conv(nnx.Module):
-    """A square convolution without bias (torch.nn.Conv2d), ``kernel`` in HWIO.
+    """A square convolution (torch.nn.Conv2d), by default without bias; ``kernel`` in HWIO.
 
     Padding is ``dilation * (kernel_size - 1) // 2`` on every side, which keeps the size at stride 1.
     Computes in ``dtype``, by default the common type of images and kernel.
     """
 
     def __init__(
-        self, in_features, out_features, kernel_size, *, stride=1, dilation=1, groups=1, dtype=None, param_dtype
+        self,
+        in_features,
+        out_features,
+        kernel_size,
+        *,
+        stride=1,
+        dilation=1,
+        groups=1,
+        bias=False,
+        dtype=None,
+        param_dtype,
     ):
         shape = (kernel_size, kernel_size, in_features // groups, out_features)
         self.kernel = nnx.Param(jax.ShapeDtypeStruct(shape, param_dtype))
+        self.bias = nnx.Param(jax.ShapeDtypeStruct((out_features,), param_dtype)) if bias else None
         self.stride = stride
         self.dilation = dilation
         self.groups = groups
@@ -32,7 +45,10 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         kernel = self.kernel[...]
         dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
-        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        out = self._convolve(x.astype(dtype), kernel.astype(dtype))
+        return out if self.bias is None else out + self.bias[...].astype(dtype)
+
+    def _convolve(self, x, kernel):
         size = kernel.shape[0]
         if size == 1 and self.groups == 1:
             # A matrix product says all there is to a 1x1 convolution, and XLA:CPU runs it faster.
@@ -80,13 +96,13 @@ class BatchNorm(nnx.Module):
         out_dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
         shape = x.shape
         x = x.astype(jnp.promote_types(x.dtype, self.mean.dtype))
+        scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
+            y = (x - self.mean[...]) * (scale * lax.rsqrt(self.var[...] + self.eps)) + bias
         else:
             x = self._in_groups(x)
-            mean, var = self._batch_statistics(x)
-        scale = self.scale[...] * lax.rsqrt(var + self.eps)
-        return ((x - mean) * scale + self.bias[...]).astype(out_dtype).reshape(shape)
+            y = _normalize(x, *self._batch_statistics(lax.stop_gradient(x)), scale, bias, self.eps)
+        return y.astype(out_dtype).reshape(shape)
 
     def _in_groups(self, x):
         size = self.group_size or len(x)
@@ -105,9 +121,28 @@ class BatchNorm(nnx.Module):
         mean = x.mean((1, 2, 3), keepdims=True)
         var = jnp.square(x - mean).mean((1, 2, 3), keepdims=True)
         for running, batch in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
-            batch = lax.stop_gradient(batch[0, 0, 0, 0]).astype(running.dtype)
-            running[...] += self.momentum * (batch - running[...])
+            running[...] += self.momentum * (batch[0, 0, 0, 0].astype(running.dtype) - running[...])
         return mean, var
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+def _normalize(x, mean, var, scale, bias, eps):
+    """``x`` [g, n, h, w, c] normalised by its own ``mean`` and ``var`` [g, 1, 1, 1, c], then scaled and shifted."""
+    return (x - mean) * (scale * lax.rsqrt(var + eps)) + bias
+
+
+@_normalize.defjvp
+def _normalize_jvp(eps, primals, tangents):
+    # Differentiated by hand through mean and var, which are functions of x: transposed, this is two
+    # reductions and one elementwise pass (Ioffe & Szegedy 2015, section 3), where automatic
+    # differentiation of the statistics makes twice as many.
+    x, mean, var, scale, bias = primals
+    x_dot, _, _, scale_dot, bias_dot = tangents
+    inverse = lax.rsqrt(var + eps)
+    normal = (x - mean) * inverse
+    across = normal * (normal * x_dot).mean((1, 2, 3), keepdims=True)
+    centred = x_dot - x_dot.mean((1, 2, 3), keepdims=True) - across
+    return _normalize(x, mean, var, scale, bias, eps), centred * (inverse * scale) + normal * scale_dot + bias_dot
 
 
 class Linear(nnx.Module):
@@ -121,38 +156,3 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         return x.astype(dtype) @ self.kernel[...].astype(dtype) + self.bias[...].astype(dtype)
-
-
-def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """torch.nn.MaxPool2d(3, stride=2, padding=1)."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-
-class AvgPool(nnx.Module):
-    """torch.nn.AvgPool2d over a square window.
-
-    With ``padding`` the zeros count in the mean. With ``ceil_mode`` a window may hang over the lower
-    right edge, and counts only what lies inside.
-    """
-
-    def __init__(self, window, stride, *, padding=0, ceil_mode=False):
-        self.window = window
-        self.stride = stride
-        self.padding = padding
-        self.ceil_mode = ceil_mode
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        pads = [self._pad(size) for size in x.shape[1:3]]
-        total = self._sum(x, pads)
-        if self.ceil_mode:
-            count = self._sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype), pads)
-            return total / count
-        return total / self.window**2
-
-    def _pad(self, size):
-        over = -(size - self.window) % self.stride if self.ceil_mode else 0
-        return self.padding, self.padding + over
-
-    def _sum(self, x, pads):
-        window, strides = (1, self.window, self.window, 1), (1, self.stride, self.stride, 1)
-        return lax.reduce_window(x, 0.0, lax.add, window, strides, ((0, 0), *pads, (0, 0)))

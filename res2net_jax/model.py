@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from res2net_jax.blocks import EXPANSION, Bottle2neck, run, shortcut
-from res2net_jax.layers import BatchNorm, Conv, Linear, max_pool
-from res2net_jax.variants import Arch
-
-STEM_FEATURES = 64
+from res2net_jax.activations import ACTIVATIONS
+from res2net_jax.arch import EXPANSION, Arch, override
+from res2net_jax.blocks import Bottle2neck, run
+from res2net_jax.drop import Dropout
+from res2net_jax.layers import BatchNorm, Conv, Linear
+from res2net_jax.pooling import ANTI_ALIASING, GLOBAL_POOLS, dense_max_pool, max_pool
 
 
 class Res2Net(nnx.Module):
@@ -30,9 +31,6 @@ class Res2Net(nnx.Module):
         name: The variant this model is or descends from.
         class_names: One name a class, if they are not ImageNet's.
 
-    Attributes:
-        num_features: Channels of the last stage.
-        feature_info: For the stem and each stage: ``num_chs``, ``reduction``, ``module``.
     """
 
     def __init__(
@@ -57,107 +55,176 @@ class Res2Net(nnx.Module):
         self.param_dtype = jnp.dtype(param_dtype)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        self.conv1 = _stem(arch, in_chans, dtypes)
-        self.bn1 = BatchNorm(STEM_FEATURES, **dtypes)
-        features = STEM_FEATURES
-        for stage, (depth, planes) in enumerate(zip(arch.layers, arch.channels)):
+        act = ACTIVATIONS[arch.act_layer]
+        features = arch.stem_channels[-1]
+        self.conv1 = _stem(arch, in_chans, act, dtypes)
+        self.bn1 = BatchNorm(features, **dtypes)
+        self.act1 = act
+        self.maxpool = _stem_pool(arch, act, dtypes)
+        for stage, plans in enumerate(arch.blocks):
             blocks = []
-            for i in range(depth):
-                stride = 2 if stage > 0 and i == 0 else 1
-                downsample = None
-                if stride > 1 or features != planes * EXPANSION:
-                    downsample = shortcut(features, planes * EXPANSION, arch, stride=stride, **dtypes)
-                blocks.append(Bottle2neck(features, planes, arch, stride=stride, downsample=downsample, **dtypes))
-                features = planes * EXPANSION
+            for plan in plans:
+                blocks.append(Bottle2neck(features, plan, arch, stage, **dtypes))
+                features = plan.planes * EXPANSION
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
-        self.fc = Linear(features, num_classes, **dtypes) if num_classes else None
+        self.global_pool = GLOBAL_POOLS[arch.global_pool]
+        self.head_drop = Dropout(arch.drop_rate)
+        self.fc = self._classifier(num_classes)
+        self.grad_checkpointing = False
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        """Logits, or pooled features if ``num_classes`` is 0.
+    def __call__(self, x: Float[Array, "b h w c"], key: jax.Array | None = None) -> Float[Array, "b k"]:
+        """Logits; without a classifier the pooled features, without pooling the last map.
 
         Args:
             x: Normalised images (see :func:`res2net_jax.preprocess`), of any size.
+            key: Random key, needed in train mode by dropout, DropPath and DropBlock at rates above 0.
 
         Raises:
             ValueError: ``x`` is not NHWC with ``in_chans`` channels, or the model holds no weights.
             TypeError: ``x`` is not floating point.
         """
-        return self.forward_head(self.forward_features(x))
+        features_key, head_key = (None, None) if key is None else jax.random.split(key)
+        return self.forward_head(self.forward_features(x, features_key), key=head_key)
 
-    def forward_features(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/32 w/32 f"]:
+    def forward_features(self, x: Float[Array, "b h w c"], key: jax.Array | None = None) -> Float[Array, "b h2 w2 f"]:
         """The last stage's output, before pooling."""
-        return self.forward_intermediates(x, indices=[])[0]
+        return self.forward_intermediates(x, [], key=key)[0]
 
-    def forward_head(self, x: Float[Array, "b h w f"], pre_logits: bool = False) -> Float[Array, "b k"]:
-        """Logits from :meth:`forward_features`' output; with ``pre_logits`` the pooled features."""
-        x = x.mean((1, 2))
+    def forward_head(
+        self, x: Float[Array, "b h w f"], pre_logits: bool = False, *, key: jax.Array | None = None
+    ) -> Array:
+        """Logits from :meth:`forward_features`' output; with ``pre_logits`` the pooled features after dropout."""
+        x = self.head_drop(self.global_pool(x), key)
         return x if pre_logits or self.fc is None else self.fc(x)
 
     def forward_intermediates(
-        self, x: Float[Array, "b h w c"], indices: int | Sequence[int] | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        indices: int | Sequence[int] | None = None,
+        stop_early: bool = False,
+        *,
+        key: jax.Array | None = None,
     ) -> tuple[Array, list[Array]]:
-        """The last stage's output and the outputs at ``indices`` of ``feature_info``.
+        """The last stage's output and the outputs at ``indices`` of ``feature_info``, in the network's order.
 
         Args:
             x: Normalised images.
             indices: A list picks outputs (0 is the stem before pooling, negative counts from the
                 end), a number takes the last n, None takes all.
+            stop_early: Compute no stage after the last one picked; its output comes first.
+            key: As for a call of the model.
+
+        Raises:
+            ValueError: No such index; and as for a call of the model.
         """
         self._check(x)
-        wanted = self._feature_indices(indices)
-        outputs = {}
-        x = outputs[0] = jax.nn.relu(self.bn1(run(self.conv1, x) if self.arch.stem_type else self.conv1(x)))
-        x = max_pool(x)
+        wanted = self.feature_indices(indices)
+        depth = sum(self.arch.layers)
+        keys = iter([None] * depth if key is None else jax.random.split(key, depth))
+        x = self.act1(self.bn1(run(self.conv1, x)))
+        outputs = [x] if 0 in wanted else []
+        if stop_early and wanted and max(wanted) == 0:
+            return x, outputs
+        x = run(self.maxpool, x)
         for i, stage in enumerate(self.stages, start=1):
-            x = outputs[i] = run(stage, x)
-        return x, [outputs[i] for i in wanted]
+            if stop_early and wanted and i > max(wanted):
+                break
+            for block in stage:
+                x = self._run_block(block, x, next(keys))
+            if i in wanted:
+                outputs.append(x)
+        return x, outputs
 
     @property
     def stages(self) -> list[nnx.List]:
-        return [getattr(self, f"layer{i + 1}") for i in range(len(self.arch.layers))]
+        """The stages, as lists of blocks; a backbone may have let go of the last ones."""
+        names = (f"layer{i + 1}" for i in range(len(self.arch.layers)))
+        return [getattr(self, name) for name in names if hasattr(self, name)]
 
     @property
     def num_features(self) -> int:
+        """Channels of the last stage."""
         return self.arch.channels[-1] * EXPANSION
 
     @property
+    def head_hidden_size(self) -> int:
+        """Values per image after pooling."""
+        return self.num_features * (2 if self.arch.global_pool == "catavgmax" else 1)
+
+    @property
     def feature_info(self) -> list[dict]:
-        info = [{"num_chs": STEM_FEATURES, "reduction": 2, "module": "act1"}]
-        for i, planes in enumerate(self.arch.channels):
-            info.append({"num_chs": planes * EXPANSION, "reduction": 4 * 2**i, "module": f"layer{i + 1}"})
-        return info
+        """For the stem and each stage: ``num_chs``, ``reduction`` and ``module``, as timm's."""
+        channels = [self.arch.stem_channels[-1], *(planes * EXPANSION for planes in self.arch.channels)]
+        modules = ["act1", *(f"layer{i + 1}" for i in range(len(self.arch.layers)))]
+        rows = zip(channels, self.arch.reductions, modules)
+        return [dict(zip(("num_chs", "reduction", "module"), row)) for row in rows]
 
-    def train(self, mode: bool = True) -> "Res2Net":
-        """Normalises by the batch and updates the running statistics from here on; returns the model."""
-        self.set_attributes(use_running_average=not mode)
-        return self
-
-    def eval(self) -> "Res2Net":
-        """Normalises by the running statistics from here on; returns the model."""
-        return self.train(False)
-
-    def reset_classifier(self, num_classes: int, *, seed: int = 0, class_names: Sequence[str] | None = None) -> None:
-        """Replaces the classifier by a freshly initialised one of ``num_classes`` (0 removes it)."""
-        from res2net_jax.init import initialize
-
-        _require_natural(num_classes=num_classes)
-        self.num_classes = num_classes
-        self.class_names = None if class_names is None else tuple(class_names)
-        self.fc = None
-        if num_classes:
-            self.fc = Linear(self.num_features, num_classes, dtype=self.dtype, param_dtype=self.param_dtype)
-            initialize(self, seed, only="fc")
-
-    def _feature_indices(self, indices):
+    def feature_indices(self, indices: int | Sequence[int] | None = None) -> list[int]:
+        """``indices`` as a sorted list of indices from 0; see :meth:`forward_intermediates`."""
         count = len(self.arch.layers) + 1
         if indices is None:
             return list(range(count))
         if isinstance(indices, int):
-            indices = range(count - indices, count)
+            if not 1 <= indices <= count:
+                raise ValueError(f"the last {indices} features were asked for; this model has {count}")
+            return list(range(count - indices, count))
         for i in indices:
             if not -count <= i < count:
                 raise ValueError(f"there is no feature {i}; this model has {count}, from {-count} to {count - 1}")
-        return [i % count for i in indices]
+        return sorted({i % count for i in indices})
+
+    def train(self, mode: bool = True) -> "Res2Net":
+        """Normalises by the batch, updates the running statistics and drops from here on; returns the model."""
+        self.set_attributes(use_running_average=not mode, deterministic=not mode)
+        return self
+
+    def eval(self) -> "Res2Net":
+        """Normalises by the running statistics and drops nothing from here on; returns the model."""
+        return self.train(False)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes each block's activations again in the backward pass instead of keeping them (jax.checkpoint)."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Regular expressions that sort parameter paths by depth: the stem, then the blocks (``coarse``: stages)."""
+        return {"stem": r"^conv1|bn1|maxpool", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
+    def get_classifier(self) -> Linear | None:
+        """The classifier, or None."""
+        return self.fc
+
+    def reset_classifier(
+        self,
+        num_classes: int,
+        global_pool: str | None = None,
+        *,
+        rngs: int | nnx.Rngs = 0,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """Replaces the classifier by a fresh one of ``num_classes`` (0: by none), and the pooling if one is given."""
+        from res2net_jax.init import initialize
+
+        if global_pool is not None:
+            self.arch = override(self.arch, global_pool=global_pool)
+            self.global_pool = GLOBAL_POOLS[global_pool]
+        self.fc = self._classifier(num_classes)
+        self.num_classes = num_classes
+        self.class_names = None if class_names is None else tuple(class_names)
+        initialize(self, rngs, only="fc.")
+
+    def _classifier(self, num_classes):
+        _require_natural(num_classes=num_classes)
+        if not num_classes:
+            return None
+        if not self.arch.global_pool:
+            raise ValueError('global_pool "" leaves maps, which no classifier takes; pass num_classes=0 with it')
+        return Linear(self.head_hidden_size, num_classes, dtype=self.dtype, param_dtype=self.param_dtype)
+
+    def _run_block(self, block, x, key):
+        if self.grad_checkpointing:
+            return nnx.remat(Bottle2neck.__call__)(block, x, key)
+        return block(x, key)
 
     def _check(self, x):
         if isinstance(self.bn1.scale.get_value(), jax.ShapeDtypeStruct):
@@ -178,21 +245,26 @@ class Res2Net(nnx.Module):
             )
 
 
-def _stem(arch, in_chans, dtypes):
+def _stem(arch, in_chans, act, dtypes):
     if not arch.stem_type:
-        return Conv(in_chans, STEM_FEATURES, 7, stride=2, **dtypes)
-    width = arch.stem_width
-    return nnx.List(
-        [
-            Conv(in_chans, width, 3, stride=2, **dtypes),
-            BatchNorm(width, **dtypes),
-            jax.nn.relu,
-            Conv(width, width, 3, **dtypes),
-            BatchNorm(width, **dtypes),
-            jax.nn.relu,
-            Conv(width, STEM_FEATURES, 3, **dtypes),
-        ]
-    )
+        return Conv(in_chans, arch.stem_channels[0], 7, stride=2, **dtypes)
+    layers, features = [], in_chans
+    for i, out_features in enumerate(arch.stem_channels):
+        layers += [Conv(features, out_features, 3, stride=1 if i else 2, **dtypes)]
+        layers += [BatchNorm(out_features, **dtypes), act]
+        features = out_features
+    return nnx.List(layers[:-2])  # the model's bn1 and act1 follow the last convolution
+
+
+def _stem_pool(arch, act, dtypes):
+    features = arch.stem_channels[-1]
+    reduction = [ANTI_ALIASING[arch.aa_layer]()] if arch.aa_layer else []
+    if arch.replace_stem_pool:
+        conv = Conv(features, features, 3, stride=1 if reduction else 2, **dtypes)
+        return nnx.List([conv, *reduction, BatchNorm(features, **dtypes), act])
+    if arch.aa_layer == "avg":
+        return nnx.List(reduction)
+    return nnx.List([dense_max_pool, *reduction]) if reduction else max_pool
 
 
 def _require_natural(*, least=0, **number):

@@ -9,59 +9,7 @@ import dataclasses
 import difflib
 import fnmatch
 
-
-@dataclasses.dataclass(frozen=True)
-class Arch:
-    """The shape of a Res2Net (paper, section 3.1, and timm's names for the rest).
-
-    Attributes:
-        layers: Blocks in each stage.
-        channels: Planes of each stage; a stage puts out four times as many channels.
-        base_width: Width *w* of one split in a 64-plane block.
-        scale: Number *s* of splits; 1 is an ordinary bottleneck.
-        cardinality: Groups of each 3x3 convolution (Res2NeXt).
-        stem_type: ``""`` for one 7x7 convolution, ``"deep"`` for three 3x3 ones.
-        stem_width: Channels inside a deep stem.
-        avg_down: Shortcuts average-pool before their 1x1 convolution (the "d" models).
-    """
-
-    layers: tuple[int, ...] = (3, 4, 6, 3)
-    channels: tuple[int, ...] = (64, 128, 256, 512)
-    base_width: int = 26
-    scale: int = 4
-    cardinality: int = 1
-    stem_type: str = ""
-    stem_width: int = 64
-    avg_down: bool = False
-
-    def __post_init__(self):
-        for field in ("layers", "channels"):
-            value = tuple(getattr(self, field))
-            object.__setattr__(self, field, value)
-            if not value or any(type(n) is not int or n < 1 for n in value):
-                raise ValueError(f"{field} must be positive integers, one a stage; got {value}")
-        if len(self.layers) != len(self.channels):
-            raise ValueError(
-                f"layers and channels name one number a stage each; got {len(self.layers)} layers "
-                f"{self.layers} and {len(self.channels)} channels {self.channels}"
-            )
-        for field in ("base_width", "scale", "cardinality", "stem_width"):
-            value = getattr(self, field)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{field} must be a positive integer; got {value!r}")
-        if self.stem_type not in ("", "deep"):
-            raise ValueError(f'stem_type must be "" or "deep"; got {self.stem_type!r}')
-        if type(self.avg_down) is not bool:
-            raise ValueError(f"avg_down must be True or False; got {self.avg_down!r}")
-        if self.width(self.channels[0]) < 1:
-            raise ValueError(
-                f"base_width {self.base_width} leaves a split of {self.channels[0]} planes no channel; "
-                f"give at least {-(-64 // min(self.channels))}"
-            )
-
-    def width(self, planes: int) -> int:
-        """Channels of one split in a block of ``planes`` planes."""
-        return planes * self.base_width // 64 * self.cardinality
+from res2net_jax.arch import Arch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,14 +271,3 @@ def get_variant(name: str) -> Variant:
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the models that match a shell wildcard, e.g. ``"*50*"``."""
     return fnmatch.filter(VARIANTS, pattern)
-
-
-def override(arch: Arch, **options) -> Arch:
-    """``arch`` with some fields replaced; ValueError for a field that does not exist."""
-    known = [field.name for field in dataclasses.fields(Arch)]
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(known)}"
-            raise ValueError(f"a Res2Net has no option {option!r}; {hint}")
-    return dataclasses.replace(arch, **options)

@@ -9,7 +9,8 @@ import porting
 import res2net_jax
 from res2net_jax import Arch, Res2Net, get_variant
 from res2net_jax.init import initialize, variables
-from res2net_jax.layers import AvgPool, BatchNorm, Conv, max_pool
+from res2net_jax.layers import BatchNorm, Conv
+from res2net_jax.pooling import AvgPool, max_pool
 
 
 def images(shape, dtype):
@@ -141,8 +142,8 @@ def test_batch_norm_of_one_value_says_so():
     ("ours", "theirs"),
     [
         (max_pool, torch.nn.MaxPool2d(3, 2, 1)),
-        (AvgPool(3, 2, padding=1), torch.nn.AvgPool2d(3, 2, 1)),
-        (AvgPool(3, 1, padding=1), torch.nn.AvgPool2d(3, 1, 1)),
+        (AvgPool(3, 2, padding=(1, 1)), torch.nn.AvgPool2d(3, 2, 1)),
+        (AvgPool(3, 1, padding=(1, 1)), torch.nn.AvgPool2d(3, 1, 1)),
         (AvgPool(2, 2, ceil_mode=True), torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)),
     ],
     ids=str,
@@ -232,7 +233,8 @@ def test_intermediates_and_head(small):
     assert [64 // m.shape[1] for m in every] == [info["reduction"] for info in small.feature_info]
     assert np.array_equal(features, every[-1]) and np.array_equal(features, small.forward_features(x))
     assert len(small.forward_intermediates(x, 2)[1]) == 2
-    assert np.array_equal(small.forward_intermediates(x, [-1, 0])[1][1], every[0])
+    for ours, theirs in zip(small.forward_intermediates(x, [-1, 0])[1], [every[0], every[2]], strict=True):
+        assert np.array_equal(ours, theirs)
     with pytest.raises(ValueError, match="no feature 3; this model has 3"):
         small.forward_intermediates(x, [3])
     pooled = small.forward_head(features, pre_logits=True)
@@ -277,7 +279,19 @@ def test_a_model_without_weights_says_so():
         ({"layers": (1, 2)}, "2 layers"),
         ({"base_width": 0}, "base_width must be"),
         ({"channels": (8, 16, 32, 64), "base_width": 4}, "give at least 8"),
-        ({"stem_type": "wide"}, "stem_type"),
+        ({"stem_type": "wide"}, "stem_type must be one of '', 'deep', 'deep_tiered'"),
+        ({"stem_width": 32}, "needs a deep stem"),
+        ({"output_stride": 4}, "output_stride must be one of 32, 16, 8; got 4"),
+        ({"act_layer": "prelu"}, "act_layer must be one of 'relu'"),
+        ({"attn_layer": "cbam"}, "attn_layer must be one of '', 'se', 'eca'"),
+        ({"aa_layer": "box"}, "aa_layer must be one of"),
+        ({"global_pool": ""}, "no classifier takes; pass num_classes=0"),
+        ({"global_pool": "mean"}, "global_pool must be one of 'avg', 'max'"),
+        ({"drop_rate": 1}, "drop_rate must be a number from 0"),
+        ({"down_kernel_size": 2}, "must be odd"),
+        ({"avg_down": True, "down_kernel_size": 3}, "leave down_kernel_size at 1"),
+        ({"avg_down": 1}, "avg_down must be True or False"),
+        ({"block_reduce_first": 2}, "timm ignores it silently"),
         ({"num_classes": -1}, "num_classes"),
         ({"in_chans": 0}, "in_chans"),
     ],

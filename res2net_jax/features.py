@@ -1,0 +1,41 @@
+"""A Res2Net as a backbone: images in, a pyramid of feature maps out."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from res2net_jax.model import Res2Net
+
+
+class FeaturePyramid(nnx.Module):
+    """What ``create`` and ``load`` give with ``features_only=True``; timm's FeatureListNet.
+
+    Attributes:
+        backbone: The model, without classifier and without the stages after the last one picked.
+        out_indices: The outputs picked, from 0 (the stem, before pooling).
+    """
+
+    def __init__(self, backbone: Res2Net, out_indices: int | Sequence[int] | None = None):
+        self.out_indices = tuple(backbone.feature_indices(out_indices))
+        backbone.reset_classifier(0)
+        for stage in range(max(self.out_indices), len(backbone.arch.layers)):
+            delattr(backbone, f"layer{stage + 1}")
+        self.backbone = backbone
+
+    def __call__(self, x: Float[Array, "b h w c"], key: jax.Array | None = None) -> list[Float[Array, "b h2 w2 f"]]:
+        """The maps at ``out_indices``, largest first. Arguments and errors as of :class:`Res2Net`."""
+        return self.backbone.forward_intermediates(x, self.out_indices, stop_early=True, key=key)[1]
+
+    @property
+    def feature_info(self) -> list[dict]:
+        """For each output ``num_chs``, ``reduction`` and ``module``."""
+        return [self.backbone.feature_info[i] for i in self.out_indices]
+
+    def train(self, mode: bool = True) -> "FeaturePyramid":
+        self.backbone.train(mode)
+        return self
+
+    def eval(self) -> "FeaturePyramid":
+        return self.train(False)
