@@ -6,30 +6,20 @@ the number of the next step, and a run may resume with other workers or processe
 """
 
 import dataclasses
-import multiprocessing
-import os
-import shutil
-import signal
-import sys
-import threading
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
-from tqdm import tqdm
 
 from res2net_jax.preprocess import resize_and_crop
 from res2net_jax.variants import Preprocessing
 from train import transforms
 from train.datasets import Dataset
+from train.pipeline import Batches
 from train.transforms import UnreadablePicture
 
 # So many unreadable pictures in a row are no accident.
 _MAX_UNREADABLE = 32
-_MIN_SHARED_MEMORY = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +62,7 @@ def train_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> "Batches":
+) -> Batches:
     """An endless iterator over training batches of this process.
 
     Every epoch is a new random order of the whole set, without the few examples left over by the last full
@@ -107,8 +97,8 @@ def train_batches(
     if interpolation not in transforms.RESAMPLING:
         raise ValueError(f"interpolation must be {' or '.join(transforms.RESAMPLING)}; got {interpolation!r}")
     example = _TrainExample(dataset, size, seed, augment, interpolation, steps * batch_size * process_count)
-    length = 2**50 // batch_size * batch_size  # endless: more examples than anyone trains on
-    return Batches(dataset, example, length, batch_size, start, workers, process_index, process_count)
+    endless = 2**50 // batch_size * batch_size
+    return Batches(example, endless, batch_size, start, workers, process_index, process_count, example.describe)
 
 
 def eval_batches(
@@ -119,7 +109,7 @@ def eval_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> "Batches":
+) -> Batches:
     """An iterator that gives every example exactly once, over all the processes together.
 
     All processes get the same number of batches, all of one shape; what is missing from the last one is
@@ -139,10 +129,9 @@ def eval_batches(
     Raises:
         UnreadablePicture: While iterating; an accuracy without that picture would be wrong.
     """
-    steps = -(-len(dataset) // (batch_size * process_count))
+    steps = -(-len(dataset) // max(1, batch_size * process_count))
     length = steps * batch_size * process_count
-    example = _EvalExample(dataset, preprocessing)
-    return Batches(dataset, example, length, batch_size, 0, workers, process_index, process_count)
+    return Batches(_EvalExample(dataset, preprocessing), length, batch_size, 0, workers, process_index, process_count)
 
 
 def steps_per_epoch(dataset: Dataset, global_batch: int) -> int:
@@ -190,6 +179,16 @@ class _TrainExample:
             f"{min(n, _MAX_UNREADABLE)} pictures in a row cannot be read, from {self.dataset.source.name(first)} on "
             f"({reason}); is {self.dataset.name} what it should be?"
         )
+
+    def describe(self, index: int) -> str:
+        """The name of a picture, and what is wrong with it."""
+        name = self.dataset.source.name(index)
+        try:
+            image = self.dataset.source[index]["image"]
+            transforms.decode(transforms.open_picture(image), self.dataset.in_chans)
+        except (UnreadablePicture, OSError) as error:
+            return f"{name}: {error}"
+        return name
 
     def distort(self, picture, rng):
         augment, in_chans = self.augment, self.dataset.in_chans
@@ -241,126 +240,3 @@ def _label(dataset, record):
     if dataset.multi_label:
         return np.isin(np.arange(dataset.num_classes), labels)
     return np.int32(label)
-
-
-class Batches(grain.DatasetIterator):
-    """Batches of one process; the position is the number of the next global step.
-
-    As a Grain iterator it can be saved and restored by Orbax. ``get_state`` returns
-    ``{"step": n, "replaced": n}``; ``set_state`` takes it, also from a run with other workers or processes.
-
-    Attributes:
-        replaced: Unreadable pictures that this process has replaced so far.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        example: Callable[[int], dict[str, Any]],
-        length: int,
-        batch_size: int,
-        step: int,
-        workers: int,
-        process_index: int,
-        process_count: int,
-    ):
-        super().__init__()
-        self._running = []  # the pipeline, once it is started
-        weakref.finalize(self, _close, self._running)  # also at exit, while Python can still do it in peace
-        if batch_size < 1:
-            raise ValueError(f"the batch must have at least one example; got {batch_size}")
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index must be in range(process_count); got {process_index} of {process_count}")
-        if workers < 0 or step < 0:
-            raise ValueError(f"workers and start must not be negative; got {workers} and {step}")
-        self.replaced = 0
-        self._dataset = dataset
-        self._all = grain.MapDataset.range(length).map(example).batch(batch_size)
-        self._process = process_index, process_count
-        self._workers = workers
-        self._step = step
-        self._named = set()
-
-    def __len__(self) -> int:
-        """Global steps that there are."""
-        return len(self._all) // self._process[1]
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        self.start_prefetch()
-        batch = next(self._running[0])
-        self._step += 1
-        unreadable = batch.pop("unreadable", np.array([], int))
-        for index in unreadable[unreadable >= 0]:
-            self._report(int(index))
-        return {key: np.asarray(value) for key, value in batch.items()}  # plain arrays, still without a copy
-
-    def start_prefetch(self) -> None:
-        """Starts decoding ahead, so that the first batch is there when it is asked for."""
-        self._assert_not_closed()
-        if not self._running:
-            self._running.append(iter(_pipeline(self._all, self._step, self._workers, *self._process)))
-            self._running[0].start_prefetch()
-
-    def get_state(self) -> dict[str, int]:
-        return {"step": self._step, "replaced": self.replaced}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        _close(self._running)
-        self._step, self.replaced = state["step"], state["replaced"]
-
-    def close(self) -> None:
-        """Ends the workers. Nothing can be read after it."""
-        _close(self._running)
-        super().close()
-
-    def _report(self, index):
-        self.replaced += 1
-        if index not in self._named:
-            self._named.add(index)
-            tqdm.write(f"replaced a picture that cannot be read: {_describe(self._dataset, index)}", file=sys.stderr)
-
-
-def _close(running):
-    while running:
-        running.pop().close()
-
-
-def _describe(dataset, index):
-    """The picture's name and what is wrong with it."""
-    name = dataset.source.name(index)
-    try:
-        transforms.decode(transforms.open_picture(dataset.source[index]["image"]), dataset.in_chans)
-    except (UnreadablePicture, OSError) as error:
-        return f"{name}: {error}"
-    return name
-
-
-def _pipeline(batches, step, workers, process_index, process_count):
-    """From batch ``step`` on, this process's share. Each worker makes whole batches, so their number is free."""
-    mine = batches[step * process_count + process_index :: process_count]
-    workers = min(workers, len(mine))
-    if workers == 0:
-        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16)
-        return mine.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers, and fails on unparsed ones
-    serial = mine.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    # Shared memory where there is plenty (a container may have 64 MB, and then a write to it kills the
-    # worker); else, and for what is small, a pipe.
-    roomy = sys.platform != "linux" or shutil.disk_usage("/dev/shm").free >= _MIN_SHARED_MEMORY
-    options = grain.experimental.DatasetOptions(min_shm_size=2**16 if roomy else sys.maxsize)
-    return grain.experimental.WithOptionsIterDataset(serial, options).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), worker_init_fn=_start_worker
-    )
-
-
-def _start_worker(_index, _count):
-    """A worker lives as long as its parent: no signal meant for the parent ends it, and it outlives no kill."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)

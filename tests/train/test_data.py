@@ -97,7 +97,7 @@ def test_workers_change_nothing(photos, workers):
 @pytest.mark.parametrize("free", [2**40, 2**20])
 def test_large_batches_pass_with_and_without_room_in_shared_memory(photos, monkeypatch, free):
     usage = namedtuple("usage", "free")(free)
-    monkeypatch.setattr("train.data.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("train.pipeline.shutil.disk_usage", lambda path: usage)
     size = 128
     batches = train_batches(photos, size=size, batch_size=8, seed=1, workers=1)
     batch = next(batches)
