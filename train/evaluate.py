@@ -101,7 +101,9 @@ def evaluate(
     @jax.jit
     def step(weights, batch, sums):
         images = normalise(batch["image"], preprocessing.mean, preprocessing.std, model.param_dtype)
-        logits = nnx.merge(graphdef, weights)(images)
+        # Whole float32 products: GPUs and TPUs would round the factors, and a few answers with them.
+        with jax.default_matmul_precision("highest"):
+            logits = nnx.merge(graphdef, weights)(images)
         counts = metrics.count(logits, batch["label"], batch["mask"], dataset.class_subset)
         return jax.lax.with_sharding_constraint(jax.tree.map(jnp.add, sums, counts), replicated)
 

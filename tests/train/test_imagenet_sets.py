@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
-from unittest import mock
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +18,6 @@ from train.data import eval_batches
 from train.datasets import imagenet_synsets, open_dataset
 from train.imagenet_subsets import IMAGENET_A, IMAGENET_R
 from train.metrics import count
-from train.prepare import prepare
 
 SYNSETS = list(imagenet_synsets())
 
@@ -27,14 +29,37 @@ def picture(number):
     return file.getvalue()
 
 
-def downloads(**methods):
-    """TFDS's downloads, replaced by what is here."""
-    import tensorflow_datasets as tfds
+PREPARE = """
+import io, json, pathlib, sys
+from unittest import mock
+import tensorflow_datasets as tfds
+from train.prepare import prepare
 
-    return mock.patch.multiple(
-        tfds.download.DownloadManager,
-        **{name: lambda self, url, result=result: result for name, result in methods.items()},
+name, data_dir, manual_dir, downloads, archive = json.loads(sys.argv[1])
+methods = {method: lambda self, url, path=path: path for method, path in downloads.items()}
+if archive:
+    files = sorted(path for path in pathlib.Path(archive).rglob("*") if path.is_file())
+    members = [(str(path.relative_to(archive)), io.BytesIO(path.read_bytes())) for path in files]
+    methods["iter_archive"] = lambda self, path: members
+with mock.patch.multiple(tfds.download.DownloadManager, **methods):
+    print(json.dumps(prepare(name, data_dir=data_dir, manual_dir=manual_dir)))
+"""
+
+
+def prepare(name, data_dir, manual_dir=None, archive=None, **downloads):
+    """What train.prepare says with these paths in place of TFDS's downloads.
+
+    In a process of its own: one that has imported TensorFlow crashes when it imports torch.
+    """
+    arguments = json.dumps([name, str(data_dir), manual_dir and str(manual_dir), downloads, archive and str(archive)])
+    result = subprocess.run(
+        [sys.executable, "-c", PREPARE, arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
     )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def read(dataset):
@@ -54,8 +79,7 @@ def test_imagenet_a_and_r(tmp_path, name, folder, subset):
         (tmp_path / folder / SYNSETS[label]).mkdir(parents=True)
         (tmp_path / folder / SYNSETS[label] / f"{number}.jpg").write_bytes(picture(number))
     (tmp_path / folder / "README.txt").write_text("in the archive too")
-    with downloads(download_and_extract=str(tmp_path)):
-        assert prepare(name, data_dir=str(tmp_path / "data")) == {"test": 3}
+    assert prepare(name, tmp_path / "data", download_and_extract=str(tmp_path)) == {"test": 3}
     dataset = open_dataset(name, "validation", data_dir=tmp_path / "data")
     assert (dataset.split, dataset.class_subset, dataset.class_names) == ("test", subset, None)
     assert dataset.num_classes == 1000 and read(dataset) == labels
@@ -67,8 +91,8 @@ def test_imagenet_v2_takes_the_matched_frequency_set(tmp_path):
     for number, label in labels.items():
         (top / str(label)).mkdir(parents=True)
         (top / str(label) / f"{number}.jpeg").write_bytes(picture(number))
-    with downloads(download_and_extract=str(tmp_path)):
-        assert prepare("imagenet_v2/matched-frequency", data_dir=str(tmp_path / "data")) == {"test": 4}
+    name = "imagenet_v2/matched-frequency"
+    assert prepare(name, tmp_path / "data", download_and_extract=str(tmp_path)) == {"test": 4}
     dataset = open_dataset("imagenet_v2", "validation", data_dir=tmp_path / "data")
     assert dataset.class_names is None and dataset.class_subset is None and read(dataset) == labels
     # The archive's own folders, as folder:DIR, mean the same.
@@ -81,9 +105,11 @@ def test_imagenet_v2_takes_the_matched_frequency_set(tmp_path):
 
 def test_imagenet_sketch(tmp_path):
     labels = {1: 0, 2: 500, 3: 999}
-    members = [(f"sketch/{SYNSETS[label]}/sketch_{n}.JPEG", io.BytesIO(picture(n))) for n, label in labels.items()]
-    with downloads(download="archive", iter_archive=members):
-        assert prepare("imagenet_sketch", data_dir=str(tmp_path)) == {"test": 3}
+    for number, label in labels.items():
+        file = tmp_path / "archive" / "sketch" / SYNSETS[label] / f"sketch_{number}.JPEG"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(picture(number))
+    assert prepare("imagenet_sketch", tmp_path, archive=tmp_path / "archive", download="archive") == {"test": 3}
     dataset = open_dataset("imagenet_sketch", "validation", data_dir=tmp_path)
     assert dataset.class_names is None and dataset.class_subset is None and read(dataset) == labels
 
@@ -96,8 +122,7 @@ def test_real_counts_any_label_and_skips_pictures_without_one(tmp_path):
             member.size = len(picture(number))
             tar.addfile(member, io.BytesIO(picture(number)))
     (tmp_path / "real.json").write_text(json.dumps(list(real.values())))
-    with downloads(download=str(tmp_path / "real.json")):
-        counts = prepare("imagenet2012_real", data_dir=str(tmp_path / "data"), manual_dir=str(tmp_path))
+    counts = prepare("imagenet2012_real", tmp_path / "data", tmp_path, download=str(tmp_path / "real.json"))
     assert counts == {"validation": 4}
     dataset = open_dataset("imagenet2012_real", "validation", data_dir=tmp_path / "data")
     assert dataset.multi_label and dataset.num_classes == 1000 and dataset.class_names is None

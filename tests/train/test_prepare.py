@@ -18,7 +18,6 @@ import res2net_jax
 from res2net_jax.variants import Preprocessing
 from train.data import eval_batches, train_batches
 from train.datasets import imagenet_synsets, open_dataset
-from train.prepare import prepare
 from train.transforms import UnreadablePicture
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +57,7 @@ def tars(tmp_path_factory):
     return folder
 
 
+# Preparing happens in processes of its own: one that has imported TensorFlow crashes when it imports torch.
 def command(module, *arguments, cwd, **environment):
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
@@ -185,10 +185,10 @@ def test_wrong_split(data_dir):
         open_dataset("imagenet2012", "minival", data_dir=data_dir)
 
 
-def test_already_prepared_is_left_alone(data_dir, tars, capsys):
+def test_already_prepared_is_left_alone(data_dir, tars, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*") if path.is_file()}
-    assert prepare("imagenet2012", data_dir=str(data_dir), manual_dir=str(tars)) == {"train": 12, "validation": 7}
-    assert "Already there" in capsys.readouterr().out
+    result = command("train.prepare", "--manual-dir", tars, "--data-dir", data_dir, cwd=tmp_path)
+    assert result.returncode == 0 and "Already there" in result.stdout and "train: 12 pictures" in result.stdout
     assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*") if path.is_file()}
 
 
@@ -220,12 +220,13 @@ def test_a_damaged_shard_is_no_training_data(copy):
         next(batches)
 
 
-def test_validation_alone_can_be_prepared(tars, tmp_path, capsys):
+def test_validation_alone_can_be_prepared(tars, tmp_path):
     (tmp_path / "manual").mkdir()
     shutil.copy(tars / "ILSVRC2012_img_val.tar", tmp_path / "manual")
-    counts = prepare("imagenet2012", data_dir=str(tmp_path / "data"), manual_dir=str(tmp_path / "manual"))
-    assert counts == {"validation": 7}
-    assert "no ILSVRC2012_img_train.tar" in capsys.readouterr().out
+    arguments = ("--manual-dir", tmp_path / "manual", "--data-dir", tmp_path / "data")
+    result = command("train.prepare", *arguments, cwd=tmp_path)
+    assert result.returncode == 0 and "no ILSVRC2012_img_train.tar" in result.stdout
+    assert "imagenet2012 validation: 7 pictures" in result.stdout and "imagenet2012 train" not in result.stdout
     with pytest.raises(ValueError, match="has no split 'train'; it has validation"):
         open_dataset("imagenet2012", "train", data_dir=tmp_path / "data")
 
@@ -243,7 +244,7 @@ def test_a_broken_tar_leaves_nothing(tars, tmp_path):
         open_dataset("imagenet2012", "train", data_dir=tmp_path / "data")
 
 
-def test_a_killed_preparation_can_be_done_again(tars, tmp_path, capsys):
+def test_a_killed_preparation_can_be_done_again(tars, tmp_path):
     arguments = ("--manual-dir", str(tars), "--data-dir", str(tmp_path))
     process = subprocess.Popen(
         [sys.executable, "-m", "train.prepare", *arguments],
@@ -258,8 +259,9 @@ def test_a_killed_preparation_can_be_done_again(tars, tmp_path, capsys):
     (leftover,) = (tmp_path / "imagenet2012").iterdir()
     with pytest.raises(FileNotFoundError, match=f"half prepared: {leftover}.*Remove it and prepare again: python -m"):
         open_dataset("imagenet2012", "train", data_dir=tmp_path)
-    assert prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(tars)) == {"train": 12, "validation": 7}
-    assert f"{leftover} is what an interrupted preparation left; it can be removed." in capsys.readouterr().out
+    result = command("train.prepare", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"{leftover} is what an interrupted preparation left; it can be removed." in result.stdout
     assert len(open_dataset("imagenet2012", "train", data_dir=tmp_path)) == 12
 
 
@@ -282,10 +284,19 @@ def test_what_cannot_be_prepared(tmp_path, arguments, message):
     assert "Traceback" not in result.stderr
 
 
-def test_too_little_space(tars, tmp_path, monkeypatch):
-    import collections
-
-    usage = collections.namedtuple("usage", "free")(1000)
-    monkeypatch.setattr("train.prepare.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"has 0.0 GB free; the data set needs 0.0 GB"):
-        prepare("imagenet2012", data_dir=str(tmp_path / "data"), manual_dir=str(tars))
+def test_too_little_space(tars, tmp_path):
+    script = """
+import collections, shutil, sys
+from train.prepare import prepare
+shutil.disk_usage = lambda path: collections.namedtuple("usage", "free")(1000)
+prepare("imagenet2012", data_dir=sys.argv[1], manual_dir=sys.argv[2])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "data", tars],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert f"OSError: {tmp_path / 'data'} has 0.0 GB free; the data set needs 0.0 GB" in result.stderr
+    assert not list((tmp_path / "data").glob("imagenet2012/*"))

@@ -1,0 +1,57 @@
+"""Who takes part in a job, and in what order."""
+
+import jax
+import pytest
+
+from train import devices
+
+
+@pytest.mark.parametrize(
+    "environment, together",
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": ""}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+    ],
+)
+def test_clusters_are_recognised(environment, together, monkeypatch):
+    calls = []
+    monkeypatch.setattr(devices.os, "environ", environment)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    devices.connect()
+    assert calls == ([()] if together else [])
+
+
+def test_a_given_coordinator_is_used(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    devices.connect("host:1234", 4, 0)
+    assert calls == [("host:1234", 4, 0)]
+
+
+@pytest.mark.parametrize("given", [("host:1234", None, None), (None, 2, 0), ("host:1234", 2, None)])
+def test_half_an_address_is_a_mistake(given):
+    with pytest.raises(ValueError, match="give all three or none"):
+        devices.connect(*given)
+
+
+def test_mesh_is_one_axis_of_all_devices():
+    mesh = devices.data_mesh()
+    assert mesh.axis_names == ("data",) and mesh.size == jax.device_count()
+    assert [device.id for device in mesh.devices] == sorted(device.id for device in jax.devices())
+
+
+def test_in_step_passes_batches_and_failures_on():
+    def broken():
+        yield 1
+        raise OSError("unplugged")
+
+    assert list(devices.in_step(iter([1, 2]))) == [1, 2]
+    batches = devices.in_step(broken())
+    assert next(batches) == 1
+    with pytest.raises(OSError, match="unplugged"):
+        next(batches)
