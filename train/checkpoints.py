@@ -23,6 +23,7 @@ from res2net_jax.checkpoint import describe
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
 from train.config import Config, differences, to_json
+from train.report import say
 from train.step import State, evaluated, fingerprint
 
 #: Attempts at the last save of a process, and seconds between two of them.
@@ -44,6 +45,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: Config, model: Res2Net, preprocessing: Preprocessing):
+        # When files are damaged or a disk is full, these print a traceback for every array; _warn says it in a line.
+        for logger in ("absl", "asyncio"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self.config = config
         source = {"trained by": "python -m train.imagenet", "dataset": config.dataset}
@@ -168,16 +172,11 @@ class Checkpoints:
 
     def _load(self, step, metadata, state):
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
-        noisy = logging.getLogger("asyncio")
-        level, problem = noisy.level, None
+        problem = None
         try:
-            # A damaged file makes hundreds of tracebacks there, one an array.
-            noisy.setLevel(logging.CRITICAL)
             items = ocp.load_checkpointables(self.folder / str(step), target)
         except Exception as error:
             problem = f"it cannot be read ({_first_line(error)})"
-        finally:
-            noisy.setLevel(level)
         if not _all(problem is None):
             return None, problem or "another process cannot read it"
         if int(self._fingerprint(items)) != metadata["fingerprint"]:
@@ -262,7 +261,7 @@ def _wait_for_all():
 
 
 def _warn(message):
-    print(f"WARNING: {message}", file=sys.stderr, flush=True)
+    say(f"WARNING: {message}", sys.stderr)
 
 
 def _first_line(error):

@@ -36,7 +36,7 @@ DIVERGED, NOT_SAVED = 3, 4
 
 
 class Diverged(ArithmeticError):
-    """The loss or the gradient is no longer a finite number."""
+    """The loss, the gradient or the weights are no longer finite."""
 
 
 def main(config: Config, stop: StopRequest) -> int:
@@ -232,8 +232,10 @@ def _settle(pending, report):
         return 0
     step, metrics = pending
     metrics = {name: float(value) for name, value in metrics.items()}
-    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-        raise Diverged(f"step {step}: the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}")
+    if not metrics["finite"]:
+        raise Diverged(
+            f"step {step}: NaN or infinity; the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}"
+        )
     report.step(step, metrics)
     return int(metrics["stop"])
 

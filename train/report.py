@@ -1,13 +1,19 @@
 """What people see of a run: progress bar, TensorBoard, metrics.csv, curves.png, and a summary."""
 
+import contextlib
 import csv
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from train.config import Config
@@ -50,13 +56,10 @@ class Report:
         self._restart_clock()
         self._board = None
         self.rows = []
+        self._stored = False
         if visible:
-            # The board is imported late: a process that shows nothing need not have it.
-            from tensorboardX import SummaryWriter
-
             folder.mkdir(parents=True, exist_ok=True)
             self.rows = [row for row in read_rows(self._file) if int(row["step"]) <= start]
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
             self._rewrite()
         # On a terminal there is a bar; in a log file, a line for each row.
         self._bar = tqdm(total=total, initial=start, unit="step", disable=None if visible else True, smoothing=0.05)
@@ -94,13 +97,12 @@ class Report:
                 f"step {step}, epoch {step / self._steps_per_epoch:.2f}: top-1 {result['top1']:.2f} %, top-5 "
                 f"{result['top5']:.2f} %, loss {result['loss']:.4f} on {result['count']} examples"
             )
-            draw_curves(self.rows, self._folder / "curves.png")
+            self._draw()
 
     def say(self, message: str) -> None:
         """Prints above the bar."""
         if self._visible:
-            tqdm.write(message)
-            sys.stdout.flush()
+            say(message)
 
     def summary(self, checkpoints: Path, replaced: int) -> None:
         """Says how the run went: accuracy, time, pictures that could not be read, and where everything is."""
@@ -119,10 +121,12 @@ class Report:
     def close(self) -> None:
         """Puts the files in their final state."""
         self._bar.close()
+        if self._visible and self.rows:
+            self._store()
+            self._draw()
         if self._board is not None:
-            self._board.close()
-            if self.rows:
-                draw_curves(self.rows, self._folder / "curves.png")
+            with contextlib.suppress(OSError):
+                self._board.close()
 
     def _log(self, step):
         seconds = time.perf_counter() - self._clock
@@ -144,7 +148,7 @@ class Report:
                 remaining = (self._total - step) * self._batch_size / row["images_per_s"]
                 left = f", {tqdm.format_interval(remaining)} left"
             epoch = step / self._steps_per_epoch
-            print(f"step {step}/{self._total}, epoch {epoch:.2f}: {told}, lr {row['lr']:.2e}{left}", flush=True)
+            say(f"step {step}/{self._total}, epoch {epoch:.2f}: {told}, lr {row['lr']:.2e}{left}")
 
     def _restart_clock(self):
         self._clock, self._waited, self._timed = time.perf_counter(), 0.0, 0
@@ -157,12 +161,22 @@ class Report:
         row |= {name: _short(value) for name, value in values.items()}
         row["seconds"] = f"{time.perf_counter() - self._began:.1f}"
         self.rows.append(row)
-        for name, value in values.items():
-            self._board.add_scalar(
-                name.replace("val_", "validation/") if "val_" in name else f"train/{name}", value, step
-            )
-        with self._file.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+        self._store(row)
+
+    def _store(self, row=None):
+        """Appends ``row`` to the files. A full disk does not stop a run: once there is room, all rows are written."""
+        try:
+            if not self._stored:
+                self._rewrite()
+            elif row:
+                with self._file.open("a", newline="") as file:
+                    csv.DictWriter(file, COLUMNS).writerow(row)
+                self._board.write_event(_event(row))
+                self._board.flush()
+        except OSError as error:
+            if self._stored:
+                self._warn(error)
+            self._stored = False
 
     def _rewrite(self):
         temporary = self._file.with_suffix(".tmp")
@@ -171,6 +185,32 @@ class Report:
             writer.writeheader()
             writer.writerows(self.rows)
         os.replace(temporary, self._file)
+        # Written from here, not from a thread as SummaryWriter does: when that dies of a full disk, the run hangs.
+        folder = self._folder / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self._board = EventsWriter(str(folder / "events"))
+        for row in self.rows:
+            self._board.write_event(_event(row))
+        self._board.flush()
+        self._stored = True
+
+    def _draw(self):
+        try:
+            draw_curves(self.rows, self._folder / "curves.png")
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error):
+        say(f"WARNING: metrics and curves cannot be written ({error}); the run goes on", sys.stderr)
+
+
+def say(message: str, file: TextIO | None = None) -> None:
+    """Prints a line above any progress bar. A log file on a full disk is no reason to end a run either."""
+    file = file or sys.stdout
+    with contextlib.suppress(OSError):
+        tqdm.write(message, file=file)
+        file.flush()
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
@@ -209,6 +249,16 @@ def draw_curves(rows: list[dict[str, str]], file: Path) -> None:
     temporary = file.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)
     os.replace(temporary, file)
+
+
+def _event(row):
+    """The row for TensorBoard: one scalar for each filled column."""
+    scalars = []
+    for name in COLUMNS[2:-1]:
+        if row[name] not in ("", None):
+            tag = f"validation/{name[4:]}" if name.startswith("val_") else f"train/{name}"
+            scalars.append(Summary.Value(tag=tag, simple_value=float(row[name])))
+    return Event(wall_time=time.time(), step=int(row["step"]), summary=Summary(value=scalars))
 
 
 def _column(rows, name):

@@ -51,34 +51,36 @@ def make_train_step(
     """``(state, batch) -> (state, metrics)``.
 
     A batch is ``{"image": uint8 [b, h, w, c], "label": int32 [b], "stop": int32 [devices]}``; metrics are
-    scalars: ``loss``, ``top1`` (share of the batch; of the heavier label under mixup), ``grad_norm``, ``lr``, and
-    ``stop``, the largest of the flags, by which all processes agree to end at the same step.
+    scalars: ``loss``, ``top1`` (share of the batch; of the heavier label under mixup), ``grad_norm``, ``lr``,
+    ``finite``, whether the loss, the gradient and the new weights hold no NaN or infinity, and ``stop``, the largest of
+    the flags, by which all processes agree to end at the same step.
     """
     forward = make_forward(model, config, training=True)
     params, _ = split(model)
     optimizer = make_optimizer(config, list(params))
 
-    def part_loss(params, stats, images, targets):
-        logits, stats = forward(params, stats, images)
+    def part_loss(params, stats, images, targets, key):
+        logits, stats = forward(params, stats, images, key)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         correct = (logits.argmax(-1) == targets.argmax(-1)).mean(dtype=loss.dtype)
         return loss, (stats, correct)
 
-    def gradient(params, stats, images, targets):
+    def gradient(params, stats, images, targets, key):
         """Mean over ``config.accumulate`` parts; the statistics pass through them in turn."""
         grad = jax.value_and_grad(part_loss, has_aux=True)
         if config.accumulate == 1:
-            (loss, (stats, correct)), grads = grad(params, stats, images, targets)
+            (loss, (stats, correct)), grads = grad(params, stats, images, targets, key)
             return grads, stats, loss, correct
 
         def add(carry, part):
-            (grads, stats), (images, targets) = carry, part
-            (loss, (stats, correct)), new = grad(params, stats, images, targets)
+            (grads, stats), (images, targets, key) = carry, part
+            (loss, (stats, correct)), new = grad(params, stats, images, targets, key)
             return (jax.tree.map(jnp.add, grads, new), stats), (loss, correct)
 
         start = jax.tree.map(jnp.zeros_like, params), stats
-        (grads, stats), (losses, correct) = jax.lax.scan(add, start, (_parts(images), _parts(targets)))
+        parts = _parts(images), _parts(targets), jax.random.split(key, config.accumulate)
+        (grads, stats), (losses, correct) = jax.lax.scan(add, start, parts)
         return jax.tree.map(lambda g: g / config.accumulate, grads), stats, losses.mean(), correct.mean()
 
     def _parts(x):
@@ -87,9 +89,9 @@ def make_train_step(
 
     def train_step(state: State, batch: dict) -> tuple[State, dict]:
         step, params = state["step"], state["params"]
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
-        images, targets = _augmented(key, batch["image"], batch["label"], model.num_classes, config, mean, std)
-        grads, stats, loss, correct = gradient(params, state["stats"], images, targets)
+        augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
+        images, targets = _augmented(augment_key, batch["image"], batch["label"], model.num_classes, config, mean, std)
+        grads, stats, loss, correct = gradient(params, state["stats"], images, targets, model_key)
         directions, momentum = optimizer.update(grads, state["momentum"], params)
         lr = learning_rate(config, step, steps_per_epoch)
         params = {path: p - lr.astype(p.dtype) * directions[path] for path, p in params.items()}
@@ -97,6 +99,7 @@ def make_train_step(
         if config.ema is not None:
             ema = _average(ema, {**params, **stats}, config.ema, step)
         scalars = {"loss": loss, "top1": correct, "grad_norm": optax.global_norm(grads), "lr": lr}
+        scalars["finite"] = _all_finite({"loss": loss, "grad_norm": scalars["grad_norm"], **params, **stats})
         scalars["stop"] = batch["stop"].max()
         return {"step": step + 1, "params": params, "stats": stats, "momentum": momentum, "ema": ema}, scalars
 
@@ -141,23 +144,23 @@ def zero_sums(config: Config) -> dict:
 def make_forward(
     model: Res2Net, config: Config, *, training: bool
 ) -> Callable[[dict, dict, Array], tuple[Array, dict]]:
-    """``(params, stats, normalised images) -> (logits, new stats)``; the arrays are found by path in either dict."""
+    """``(params, stats, normalised images, key) -> (logits, new stats)``; each array is in one of the two dicts.
+
+    The key is for dropout and its kin, if the model has any.
+    """
     model.train(training)
     if training:
         model.set_attributes(group_size=config.batchnorm_group)
+        model.set_grad_checkpointing(config.remat)
     graphdef, leaves = nnx.split(model)
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), leaves)
 
-    def forward(params, stats, images):
+    def forward(params, stats, images, key=None):
         bound = nnx.merge(graphdef, abstract, copy=True)
         leaves = variables(bound)
         for path, leaf in leaves.items():
             leaf.set_value(params[path] if path in params else stats[path])
-        if training and config.remat:
-            for stage in bound.stages:
-                for i, block in enumerate(stage):
-                    stage[i] = _Recomputed(block)
-        logits = bound(images)
+        logits = bound(images, key)
         return logits, {path: leaf.get_value() for path, leaf in leaves.items() if isinstance(leaf, nnx.BatchStat)}
 
     return forward
@@ -179,16 +182,6 @@ def fingerprint(tree) -> UInt32[Array, ""]:
     return total
 
 
-class _Recomputed(nnx.Module):
-    """A block of which the backward pass keeps only the input."""
-
-    def __init__(self, block):
-        self.block = block
-
-    def __call__(self, x):
-        return nnx.remat(type(self.block).__call__)(self.block, x)
-
-
 def _augmented(key, images, labels, classes, config: Config, mean, std):
     keys = jax.random.split(key)
     dtype = _dtype(config)
@@ -200,6 +193,10 @@ def _augmented(key, images, labels, classes, config: Config, mean, std):
     if config.mixup or config.cutmix:
         images, targets = augment.mix(keys[1], images, targets, mixup=config.mixup, cutmix=config.cutmix)
     return images, targets
+
+
+def _all_finite(arrays):
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays.values()]).all()
 
 
 def _average(ema, weights, decay, step):

@@ -5,11 +5,12 @@ python driver.py LOG [RECIPE] [--switch value ...]
 
 import hashlib
 import os
+import resource
 import sys
 import time
 
 from res2net_jax import command_line
-from train import imagenet
+from train import checkpoints, imagenet
 
 
 def watched(log):
@@ -30,6 +31,7 @@ def watched(log):
             batch = next(self.inner)
             digest = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
             self.number += 1
+            limit_files(self.number)
             note(f"step {self.number} {digest}")
             return batch
 
@@ -70,6 +72,16 @@ def watched(log):
     imagenet.eval_batches = watched_eval
 
 
+def limit_files(step):
+    """From the first to the second step of FILE_LIMIT="BYTES FIRST SECOND" no file may grow beyond so many bytes."""
+    if limit := os.environ.get("FILE_LIMIT"):
+        size, first, second = map(int, limit.split())
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size if first <= step < second else hard, hard))
+
+
 if __name__ == "__main__":
     watched(sys.argv.pop(1))
+    if attempts := os.environ.get("SAVE_ATTEMPTS"):
+        checkpoints.ATTEMPTS, checkpoints.PAUSE = int(attempts), 0.1
     command_line.main(imagenet.command)

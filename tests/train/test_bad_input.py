@@ -1,0 +1,221 @@
+"""What a user or a machine does wrong: one clear message, nothing lost."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import res2net_jax
+from train.config import RECIPES, parse
+from train.imagenet import main
+from train.report import read_rows
+from train.signals import StopRequest
+
+from .conftest import ROOT, arrays, printed, steps
+
+
+def command(*arguments, **environment):
+    """Exit code and standard error of the command; a traceback in it is a failure."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    command = [sys.executable, "-m", "train.imagenet", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in result.stderr
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs must be greater than 0; got 0"),
+        ("ema", 1.5, "ema must be above 0 and at most 1; got 1.5"),
+        ("warmup_epochs", 40.0, "warmup_epochs 40.0 leave nothing of 40 epochs"),
+        ("accumulate", 3, "batch_size 64 cannot be cut into 3 equal parts"),
+        ("batchnorm_group", 48, "batchnorm_group 48 does not divide the 64 images"),
+    ],
+)
+def test_contradictions(capsys, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(RECIPES["digits"](), **{field: value})
+    with pytest.raises(SystemExit) as exit:
+        parse(["digits", f"--{field.replace('_', '-')}", str(value)], "train")
+    assert exit.value.code == 2
+    assert field in capsys.readouterr().err
+
+
+def test_a_misspelt_recipe():
+    with pytest.raises(ValueError, match='there is no recipe "digit"; did you mean "digits"?'):
+        parse(["digit"], "train")
+    with pytest.raises(ValueError, match='there is no recipe "x"; there are paper, cosine, v1b, finetune, digits'):
+        parse(["x"], "train")
+
+
+def test_the_command_line_ends_with_2_and_one_line():
+    code, err = command("digits", "--dataset", "folder:/nowhere")
+    assert code == 2
+    assert err.strip().splitlines()[-1].startswith("error: --dataset folder:/nowhere: there is no folder")
+    code, err = command("digits", "--btach-size", 32)
+    assert code == 2
+    assert "--batch-size" in err
+
+
+def test_a_batch_that_does_not_divide_by_the_devices(tmp_path):
+    flags = "--xla_force_host_platform_device_count=8"
+    code, err = command("digits", "--batch-size", 36, "--output", tmp_path / "run", XLA_FLAGS=flags)
+    assert code == 2
+    assert "batch_size 36 cannot be spread evenly over 8 devices; the nearest that can are 32 and 40" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_were_described(tmp_path):
+    code, err = command("digits", "--coordinator", "localhost:1", "--output", tmp_path / "run")
+    assert code == 2
+    assert "--coordinator, --num-processes and --process-id go together" in err
+
+
+def small(tmp_path, **changes):
+    fields = {"layers": (1,), "channels": (8,), "scale": 2, "size": 16, "steps": 2, "output": str(tmp_path / "run")}
+    return dataclasses.replace(RECIPES["digits"](), **{**fields, **changes})
+
+
+def train(config):
+    with StopRequest() as stop:
+        return main(config, stop)
+
+
+def test_the_same_pictures_for_training_and_evaluation(tmp_path):
+    with pytest.raises(ValueError, match="trained and evaluated on the same pictures"):
+        train(small(tmp_path, eval_split="train"))
+
+
+def test_a_resume_with_another_config_names_what_differs(tmp_path):
+    assert train(small(tmp_path)) == 0
+    before = arrays(tmp_path / "run")
+    changed = small(tmp_path, momentum=0.8, channels=(16,), layers=(2,), log_every=3)
+    changed = dataclasses.replace(changed, augment=dataclasses.replace(changed.augment, flip=0.5))
+    with pytest.raises(ValueError) as caught:
+        train(changed)
+    first, *lines = str(caught.value).splitlines()
+    assert "holds a run with another config; give another --output" in first
+    assert sorted(line.split(":")[0].strip() for line in lines) == ["channels", "flip", "layers", "momentum"]
+    assert "  momentum: the run has 0.9, this command 0.8" in lines
+    after = arrays(tmp_path / "run")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_weights_that_do_not_fit_the_model(tmp_path):
+    res2net_jax.save(res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), scale=2), tmp_path / "model")
+    with pytest.raises(ValueError, match="do not fit the model asked for"):
+        train(small(tmp_path, pretrained=True, model=str(tmp_path / "model"), channels=(16,)))
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no metadata", "empty folder"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, damage):
+    config = small(tmp_path, steps=6, checkpoint_every=2)
+    assert train(config) == 0
+    expected = arrays(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "6"
+    data = max((file for file in (newest / "model").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    if damage == "flipped bit":
+        content[len(content) // 2] ^= 8
+        data.write_bytes(content)
+    elif damage == "cut short":
+        data.write_bytes(content[: len(content) // 2])
+    elif damage == "no metadata":
+        (newest / "_CHECKPOINT_METADATA").unlink()
+    else:
+        shutil.rmtree(newest)
+        newest.mkdir()
+    capfd.readouterr()
+    assert train(config) == 0
+    out, err = capfd.readouterr()
+    assert "WARNING: checkpoint 6 is damaged" in err and "Going back to checkpoint 4" in err
+    assert "Resuming at step 4 of 6" in out
+    assert "Traceback" not in err
+    assert (newest.parent / "6.damaged").is_dir()
+    found = arrays(tmp_path / "run")
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+
+
+def test_nothing_but_damaged_checkpoints(tmp_path):
+    config = small(tmp_path)
+    assert train(config) == 0
+    for step in steps(tmp_path / "run"):
+        (tmp_path / "run" / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").write_text("{")
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read.*give another --output"):
+        train(config)
+    assert steps(tmp_path / "run"), "they were left where they are"
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path, capsys):
+    config = small(tmp_path, steps=60, lr=1e6, schedule="steps", warmup_epochs=2, checkpoint_every=1, keep=100)
+    assert train(config) == 3
+    err = capsys.readouterr().err
+    bad = int(err.split("error: step ")[1].split(":")[0])
+    assert steps(tmp_path / "run")[-1] == bad - 1 > 1
+    assert all(np.isfinite(value).all() for value in arrays(tmp_path / "run").values())
+    res2net_jax.load(tmp_path / "run" / "checkpoints")
+
+
+def test_a_full_disk_is_waited_for(finish, tmp_path):
+    # A limit that the arrays exceed and what is printed does not; lifted at step 50, as if someone had made room.
+    switches = ("--checkpoint-every", 10, "--keep", 100)
+    finish(tmp_path / "undisturbed", *switches)
+    finish(tmp_path / "run", *switches, FILE_LIMIT="25000 25 50")
+    told = printed(tmp_path / "run")
+    assert "WARNING: the checkpoint could not be saved" in told and "saving is tried again" in told
+    assert "Traceback" not in told
+    saved = steps(tmp_path / "run")
+    assert saved[:2] == [10, 20] and not {step for step in saved if 25 < step < 49} and saved[-1] == 90
+    expected, found = arrays(tmp_path / "undisturbed"), arrays(tmp_path / "run")
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+    assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
+
+
+def test_a_disk_that_stays_full_ends_with_4(launch, tmp_path):
+    (process,) = launch(tmp_path / "run", "--steps", 30, FILE_LIMIT="25000 15 99", SAVE_ATTEMPTS="2")
+    assert process.wait(120) == 4, printed(tmp_path / "run")
+    told = printed(tmp_path / "run")
+    assert "error: step 30 could not be saved" in told
+    assert "Traceback" not in told
+
+
+def can_mount(folder):
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
+    return mounted.returncode == 0
+
+
+@pytest.mark.soak
+def test_a_small_disk_fills_up_and_is_cleared(launch, tmp_path):
+    disk = tmp_path / "disk"
+    if not can_mount(disk):
+        pytest.skip("no right to mount a small disk here")
+    try:
+        # The run is on the small disk, its witness beside it.
+        (disk / "run").mkdir()
+        output, log = tmp_path / "run", tmp_path / "run.log"
+        output.symlink_to(disk / "run")
+        (process,) = launch(output, "--checkpoint-every", 10, "--log-every", 3, STEP_PAUSE="0.1")
+        while not log.exists() or "step 25 " not in log.read_text():
+            time.sleep(0.05)
+        filler = (disk / "filler").open("wb", buffering=0)
+        with pytest.raises(OSError, match="No space"):
+            while True:
+                filler.write(bytes(4096))
+        while "could not be saved" not in printed(output) or "cannot be written" not in printed(output):
+            assert process.poll() is None, printed(output)
+            time.sleep(0.05)
+        filler.close()
+        (disk / "filler").unlink()
+        assert process.wait(120) == 0, printed(output)
+        assert steps(output)[-1] == 90
+        logged = [int(row["step"]) for row in read_rows(output / "metrics.csv") if row["loss"]]
+        assert logged == list(range(3, 91, 3)), "the rows of the time without room are there too"
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
