@@ -1,11 +1,15 @@
 """The result does not depend on how many devices and processes share the work."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from train.report import read_rows
 
-from .conftest import arrays
+from .conftest import ROOT, arrays
 
 
 def differences(a, b):
@@ -42,3 +46,40 @@ def test_a_run_goes_on_with_another_number_of_processes(finish, tmp_path):
     finish(tmp_path / "both", *switches, "--steps", 5)
     difference = differences(arrays(tmp_path / "one"), arrays(tmp_path / "both"))
     assert max(difference.values()) < 1e-12, difference
+
+
+TRAFFIC = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+import res2net_jax
+from train.config import Config
+from train.devices import data_mesh
+from train.step import make_forward, split
+
+mesh = data_mesh()
+spread, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+images = jax.ShapeDtypeStruct((32, 32, 32, 3), np.float32, sharding=spread)
+for group in (None, 4, 2, 8):
+    model = res2net_jax.create("res2net50_26w_4s", layers=(1, 2), channels=(16, 16), num_classes=4)
+    forward = make_forward(model, Config(batch_size=32, batchnorm_group=group), training=True)
+    weights = jax.device_put(split(model), whole)
+    compiled = jax.jit(lambda params, stats, x: forward(params, stats, x)[0], out_shardings=spread)
+    text = compiled.lower(*weights, images).compile().as_text()
+    names = ("all-reduce", "all-gather", "collective-permute", "all-to-all")
+    print(group, sum(text.count(f" {name}(") for name in names))
+"""
+
+
+def test_groups_of_a_device_normalise_without_traffic():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(ROOT),
+    }
+    result = subprocess.run([sys.executable, "-c", TRAFFIC], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    operations = {line.split()[0]: int(line.split()[1]) for line in result.stdout.splitlines()}
+    # Four images a device: groups of four or two lie on one device, groups of eight on two.
+    assert operations["None"] > 0 and operations["8"] > 0
+    assert operations["4"] == operations["2"] == 0

@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from train.augment import mix, normalise, random_erasing, smooth_labels
+
+KEY = jax.random.key(0)
+
+
+def test_normalise():
+    images = np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3)
+    expected = (images / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
+    np.testing.assert_allclose(normalise(images, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), expected, rtol=1e-6)
+    grey = normalise(images[..., :1], (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    np.testing.assert_allclose(grey, (images[..., :1] / 255 - 0.2) / 0.6, rtol=1e-6)
+
+
+def test_smoothed_labels_give_torchs_loss():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((8, 5)).astype(np.float32), rng.integers(0, 5, 8)
+    targets = smooth_labels(labels, 5, 0.1)
+    ours = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+    theirs = torch.nn.CrossEntropyLoss(label_smoothing=0.1)(torch.from_numpy(logits), torch.from_numpy(labels))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def mixed(mixup, cutmix, seed, size=16, batch=6):
+    """Image i is all i, so that a pixel tells whence it is."""
+    images = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.float32)[:, None, None, None], (batch, size, size, 1))
+    return mix(jax.random.key(seed), images, jnp.eye(batch), mixup=mixup, cutmix=cutmix)
+
+
+def test_mixup_mixes_images_and_targets_alike():
+    shares = []
+    for seed in range(200):
+        images, targets = mixed(0.4, 0, seed)
+        share = float(targets[0, 0])
+        shares.append(share)
+        np.testing.assert_allclose(targets, share * np.eye(6) + (1 - share) * np.eye(6)[::-1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            images[:, 0, 0, 0], share * np.arange(6) + (1 - share) * np.arange(6)[::-1], rtol=1e-5
+        )
+    # Beta(0.4, 0.4) has the mean 1/2 and the variance 1 / (4 * 1.8).
+    assert abs(np.mean(shares) - 0.5) < 0.08 and abs(np.var(shares) - 1 / 7.2) < 0.02
+
+
+def test_cutmix_weighs_the_targets_by_the_pixels():
+    areas = []
+    for seed in range(200):
+        images, targets = mixed(0, 1.0, seed)
+        kept = np.asarray(images[0, :, :, 0]) == 0
+        areas.append(kept.mean())
+        np.testing.assert_allclose(targets[0, 0], kept.mean(), atol=1e-6)
+        np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
+        other = np.asarray(images[0, :, :, 0])[~kept]
+        assert (other == 5).all()
+        rows, columns = np.flatnonzero(~kept.all(1)), np.flatnonzero(~kept.all(0))
+        assert len(rows) * len(columns) == (~kept).sum(), "a rectangle"
+    assert np.std(areas) > 0.05
+
+
+def test_both_draw_one_of_the_two():
+    kinds = [set(np.unique(mixed(1.0, 1.0, seed)[0])) <= set(range(6)) for seed in range(100)]
+    assert 35 < sum(kinds) < 65
+
+
+def test_random_erasing():
+    images = jnp.ones((400, 32, 32, 2))
+    erased = np.asarray(random_erasing(KEY, images, 0.25)) == 0
+    assert (erased[..., 0] == erased[..., 1]).all()
+    some = erased[..., 0].any((1, 2))
+    assert 0.18 < some.mean() < 0.32
+    for mask in erased[some][..., 0]:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask[np.ix_(rows, columns)].all() and len(rows) * len(columns) == mask.sum(), "a rectangle"
+        # Sides are rounded, and cut where they would be longer than the image.
+        assert 0.005 < mask.mean() < 0.36
