@@ -90,9 +90,11 @@ def main(config: Config, stop: StopRequest) -> int:
     # ---- State: fresh, or as the run in config.output left it.
     state = replicate(init_state(model, config))
     if config.dry_run:
-        return rehearsal.dry_run(config, model, state, train_step, place, train_set, epoch)
+        rehearsal.dry_run(config, model, state, train_step, place, train_set, epoch)
+        return 0
     if config.fake_data:
-        return rehearsal.time_steps(config, state, train_step, place)
+        rehearsal.time_steps(config, state, train_step, place)
+        return 0
     output = Path(config.output).expanduser()
     checkpoints = Checkpoints(output / "checkpoints", config, model, setting)
     restored = checkpoints.restore(state)
