@@ -35,30 +35,35 @@ def load_state_dict(model: Res2Net, state_dict: Mapping[str, np.ndarray]) -> Res
         state_dict: Arrays (or CPU tensors) under torch's keys.
 
     Raises:
-        ValueError: One message with every missing, unexpected, misshapen and non-finite key, and the
-            variants that the state dict would fit.
+        ValueError: One message with every key that is missing, unexpected or misshapen, or whose values are no
+            weights, and the variants that the state dict would fit.
     """
-    given = {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
+    given = {key: to_numpy(value) for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
     leaves = {torch_key(path): leaf for path, leaf in variables(model).items()}
-    values = {key: to_model(np.asarray(value)) for key, value in given.items()}
+    fitting = [key for key in leaves if key in given and given[key].shape == to_torch_shape(leaves[key].shape)]
+    real = [key for key in fitting if np.issubdtype(given[key].dtype, np.floating)]
+    with np.errstate(over="ignore"):  # what overflows is reported below
+        values = {key: to_model(given[key]).astype(leaves[key].dtype) for key in real}
     problems = {
         "missing": [key for key in leaves if key not in given],
         "unexpected": [key for key in given if key not in leaves],
         "wrong shape": [
             f"{key}: {given[key].shape}, expected {to_torch_shape(leaves[key].shape)}"
             for key in leaves
-            if key in given and values[key].shape != leaves[key].shape
+            if key in given and key not in fitting
         ],
-        "NaN or infinite": [
-            key for key, value in values.items() if value.dtype.kind in "fV" and not np.isfinite(value).all()
+        "not floating point": [f"{key}: {given[key].dtype}" for key in fitting if key not in values],
+        "NaN or infinite": [key for key, value in values.items() if not np.isfinite(value).all()],
+        "negative variance": [
+            key for key, value in values.items() if key.endswith("running_var") and (value < 0).any()
         ],
     }
     if any(problems.values()):
         raise ValueError(_explain(model, problems, given))
     for key, leaf in leaves.items():
         old = leaf.get_value()
-        value = values[key].astype(leaf.dtype)
-        leaf.set_value(jax.device_put(value, old.sharding) if isinstance(old, jax.Array) else jnp.asarray(value))
+        place = old.sharding if isinstance(old, jax.Array) else None
+        leaf.set_value(jax.device_put(values[key], place))
     return model
 
 
@@ -106,6 +111,15 @@ def to_model(value: np.ndarray) -> np.ndarray:
 def to_torch(value: np.ndarray) -> np.ndarray:
     """HWIO -> OIHW, [in, out] -> [out, in]; vectors stay. C-contiguous."""
     return np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T)
+
+
+def to_numpy(value) -> np.ndarray:
+    """An array or CPU tensor as numpy; bfloat16, which numpy has not, as float32."""
+    if hasattr(value, "detach"):  # a tensor
+        value = value.detach()
+        value = value.float().numpy() if "bfloat16" in str(value.dtype) else value.numpy()
+    value = np.asarray(value)
+    return value.astype(np.float32) if value.dtype == jnp.bfloat16 else value
 
 
 def to_torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Downloads that survive a cut connection and leave no half file under the final name."""
 
 import errno
+import hashlib
 import http.client
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from porting import hashing
-from res2net_jax import checkpoint
+from res2net_jax import files
 
 ATTEMPTS = 4
 TIMEOUT = 30  # seconds without a byte
@@ -38,12 +39,21 @@ def from_url(url: str, cache_dir: str | os.PathLike | None = None, *, sha256_pre
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
     if not name:
         raise ValueError(f"{url} names no file")
-    target = checkpoint.cache_home(cache_dir) / "downloads" / name
-    part = target.with_name(name + ".part")
-    with checkpoint.lock(target):
+    # Two addresses may name their files alike, so each has a folder.
+    folder = files.cache_home(cache_dir) / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:12]
+    target, part = folder / name, folder / f"{name}.part"
+    with files.lock(target), files.writing(target):
         if sha256_prefix and target.is_file() and hashing.sha256(target).startswith(sha256_prefix):
             return target
-        _download(url, part)
+        if not sha256_prefix:
+            part.unlink(missing_ok=True)  # it may be of another version of the file, and nothing would tell
+        try:
+            _download(url, part)
+        except (ConnectionError, FileNotFoundError):
+            raise
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
         if sha256_prefix and not hashing.sha256(part).startswith(sha256_prefix):
             part.unlink()
             raise ValueError(
@@ -93,10 +103,13 @@ def _require_host(repo, endpoint):
 
 
 def _download(url, part):
+    version = None  # the ETag of what has come so far
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE * attempt)
         try:
-            return _resume(url, part)
+            with _request(url, part, version) as response:
+                version = response.headers.get("ETag")
+                return _append(response, part)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 raise FileNotFoundError(f"the server has no {url}") from error
@@ -107,33 +120,33 @@ def _download(url, part):
             failure = error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             failure = error
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise checkpoint.explain_write(error, part.parent) from error
     reason = getattr(failure, "reason", failure)
     raise ConnectionError(f"cannot download {url} ({reason}); check the network, or give the file as source=")
 
 
-def _resume(url, part):
-    """Appends what ``part`` lacks of ``url``; ConnectionError if it is still not whole."""
-    have = part.stat().st_size if part.exists() else 0
+def _request(url, part, version):
+    """Opens ``url`` from where ``part`` ends, but whole if it is no longer the same ``version``."""
     request = urllib.request.Request(url, headers={"User-Agent": "res2net_jax"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        if response.status != 206:  # the server sends the whole, whatever was asked
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        if total and shutil.disk_usage(part.parent).free < total - have:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        progress = tqdm(
-            desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr
-        )
-        with open(part, "ab" if have else "wb") as file, progress:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                have += len(chunk)
-                progress.update(len(chunk))
+    if part.exists():
+        request.add_header("Range", f"bytes={part.stat().st_size}-")
+        if version:
+            request.add_header("If-Range", version)
+    return urllib.request.urlopen(request, timeout=TIMEOUT)
+
+
+def _append(response, part):
+    """Adds what comes to ``part``; ConnectionError if it is still not whole."""
+    # A server that knows no ranges, or has another version by now, sends the whole.
+    have = part.stat().st_size if response.status == 206 else 0
+    length = response.headers.get("Content-Length")
+    total = have + int(length) if length else None
+    if total and shutil.disk_usage(part.parent).free < total - have:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr)
+    with open(part, "ab" if have else "wb") as file, bar:
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            have += len(chunk)
+            bar.update(len(chunk))
     if total is not None and have != total:
         raise ConnectionError(f"the connection broke after {have} of {total} bytes")

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from porting.convert import state_dict
-from res2net_jax import checkpoint
+from porting.convert import state_dict, to_numpy
+from res2net_jax import checkpoint, files
 
 
 def export(folder: str | os.PathLike, file: str | os.PathLike, *, overwrite: bool = False) -> Path:
@@ -19,30 +19,39 @@ def export(folder: str | os.PathLike, file: str | os.PathLike, *, overwrite: boo
         ValueError: ``folder`` is no checkpoint, or ``file`` ends otherwise.
         FileExistsError: ``file`` exists.
         ImportError: A ``.pth`` is asked for, and torch is not installed.
+        OSError: No permission, no space.
     """
-    file = Path(file)
+    file = Path(file).expanduser()
     if file.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"{file} must end in .pth or .safetensors")
     if file.exists() and not overwrite:
         raise FileExistsError(f"{file} exists; pass overwrite=True (--force) to replace it")
-    arrays = state_dict(checkpoint.load(folder))
+    arrays = {key: to_numpy(value) for key, value in state_dict(checkpoint.load(folder)).items()}
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        if file.suffix == ".pth":
-            try:
-                import torch
-            except ImportError as error:
-                raise ImportError(
-                    "writing a .pth needs torch: pip install 'res2net_jax[port]', or write .safetensors"
-                ) from error
-            torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, temporary)
-        else:
-            from safetensors.numpy import save_file
-
-            save_file(arrays, temporary, metadata={"format": "pt"})
-        os.replace(temporary, file)
-    except OSError as error:
-        raise checkpoint.explain_write(error, file) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (_write_torch if file.suffix == ".pth" else _write_safetensors)(arrays, temporary)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
     return file
+
+
+def _write_torch(arrays, file):
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "writing a .pth needs torch: pip install 'res2net_jax[port]', or write .safetensors"
+        ) from error
+    torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, file)
+
+
+def _write_safetensors(arrays, file):
+    import safetensors.numpy
+
+    try:
+        safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"cannot write {file}: {error}") from error

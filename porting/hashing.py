@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import urllib.parse
 from pathlib import Path
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
@@ -14,8 +15,8 @@ def sha256(path: Path) -> str:
 
 
 def published_prefix(name: str) -> str | None:
-    """The prefix in a file's name: ``res2net50_14w_8s-6527dddc.pth`` -> ``6527dddc``."""
-    match = _HASH.search(name)
+    """The prefix in a file's name or URL: ``res2net50_14w_8s-6527dddc.pth`` -> ``6527dddc``."""
+    match = _HASH.search(urllib.parse.urlsplit(name).path if "://" in name else name)
     return match and match[1]
 
 

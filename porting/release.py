@@ -1,15 +1,17 @@
 """One release, from its source to a certified checkpoint."""
 
+import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
-from porting.convert import load_state_dict
+from porting.convert import load_state_dict, state_dict
 from porting.parity import certify
 from porting.sources import Release, fetch, read_file
-from res2net_jax import checkpoint
-from res2net_jax.hub import cache_key
+from res2net_jax import checkpoint, files
+from res2net_jax.hub import cache_folder
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Variant, get_variant
 
@@ -46,21 +48,24 @@ def port(
         OSError: No network, no permission, no space.
     """
     variant = get_variant(name)
-    if output is None:
-        output = checkpoint.cache_home(cache_dir) / "models" / cache_key(name, source)
-        overwrite = checkpoint.is_checkpoint(output)
-    elif Path(output).exists() and not overwrite:
+    if output is not None and Path(output).expanduser().exists() and not overwrite:
         raise FileExistsError(f"{output} exists; pass overwrite=True (--force) to replace it")
 
     release = _fetch(variant, source, check_hash, cache_dir)
     arrays = read_file(release.path)
     model = load_state_dict(_model_for(variant, arrays), arrays)
     if verify:
-        certificate = certify(name, arrays)
+        certificate = certify(name, state_dict(model))
     else:
         certificate = {"certified": False, "reason": f"ported without a check; python -m porting {name} makes one"}
     record = {"origin": release.origin, "file": release.path.name, "sha256": release.sha256, "bytes": release.size}
-    return checkpoint.save(model, output, overwrite=overwrite, source=record, certificate=certificate)
+    if output is not None:
+        return checkpoint.save(model, output, overwrite=overwrite, source=record, certificate=certificate)
+    folder = cache_folder(name, source, cache_dir)
+    with files.lock(folder):
+        if folder.exists() and not checkpoint.is_checkpoint(folder):
+            shutil.rmtree(folder)  # the cache is ours: what is no checkpoint there is a damaged one
+        return checkpoint.save(model, folder, overwrite=True, source=record, certificate=certificate)
 
 
 def _fetch(variant: Variant, source, check_hash, cache_dir) -> Release:
@@ -68,6 +73,9 @@ def _fetch(variant: Variant, source, check_hash, cache_dir) -> Release:
         return fetch(source, check_hash=check_hash, cache_dir=cache_dir)
     failures = []
     for candidate in (variant.hub_id, variant.url):
+        if candidate.endswith(".pth") and importlib.util.find_spec("torch") is None:
+            failures.append(f"  {candidate} was not tried: reading it needs torch (pip install 'res2net_jax[port]')")
+            continue
         try:
             return fetch(candidate, check_hash=check_hash, cache_dir=cache_dir)
         except (ConnectionError, FileNotFoundError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from porting import download, hashing
+from porting.convert import to_numpy
 
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _FILE = re.compile(r"\.(pth|pt|bin|tar|safetensors)$")
@@ -37,8 +38,7 @@ def read(
     """The tensors of a PyTorch release under their torch keys.
 
     Wrappings (``state_dict``, ``model``, and their EMA twins, which win) and prefixes (``module.``,
-    ``_orig_mod.``) are taken off. Half-precision values stay as they are, but bfloat16 from a
-    ``.pth`` becomes float32, since torch has no numpy twin for it.
+    ``_orig_mod.``) are taken off. Values keep their type, but bfloat16, which numpy has not, becomes float32.
 
     Args:
         source: A ``.pth`` file (zip or legacy format; needs torch), a ``.safetensors`` file, an
@@ -82,14 +82,14 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         head = file.read(4096)
     if not head:
         raise ValueError(f"{path} is empty")
-    if head.lstrip()[:1] == b"<":
-        raise ValueError(f"{path} is a web page, not weights; the download address was probably wrong")
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch the file itself (git lfs pull)")
     if head[8:9] == b"{":
         return _unwrap(_read_safetensors(path), path)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         return _unwrap(_read_torch(path), path)
+    if head.lstrip()[:1] == b"<":
+        raise ValueError(f"{path} is a web page, not weights; the download address was probably wrong")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch the file itself (git lfs pull)")
     raise ValueError(f"{path} is neither a PyTorch nor a safetensors file; it begins with {head[:8]!r}")
 
 
@@ -134,16 +134,13 @@ def _unwrap(content, path):
         raise ValueError(f"{path} holds no state dict but {type(content).__name__}")
     arrays = {}
     for key, value in content.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{path} holds no state dict: its keys are not names, one is {key!r}")
         while key.startswith(_PREFIXES):
             key = key.split(".", 1)[1]
         if not hasattr(value, "shape"):
             raise ValueError(f"{path} holds no state dict: {key!r} is a {type(value).__name__}, not a tensor")
         if key in arrays:
             raise ValueError(f"{path} holds {key!r} twice, with and without a prefix")
-        arrays[key] = value if isinstance(value, np.ndarray) else _to_numpy(value)
+        arrays[key] = to_numpy(value)
     return arrays
-
-
-def _to_numpy(tensor):
-    tensor = tensor.detach()
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()

@@ -49,7 +49,7 @@ def info(model: Annotated[str, tyro.conf.Positional], size: str = "224x224", cac
         folder = checkpoint.locate(model)
     else:
         variant = get_variant(model)
-        folder = checkpoint.cache_home(cache_dir) / "models" / variant.name
+        folder = hub.cache_folder(variant.name, cache_dir=cache_dir)
         if not checkpoint.is_checkpoint(folder):
             _print_model(Res2Net(variant.arch, name=variant.name), height, width)
             _print_published(variant)
@@ -68,6 +68,7 @@ def predict(
     files: Annotated[tuple[Path, ...], tyro.conf.Positional],
     top_k: int = 5,
     source: str | None = None,
+    check_hash: bool = True,
     cache_dir: Path | None = None,
 ) -> None:
     """Names what is in pictures.
@@ -77,6 +78,7 @@ def predict(
         files: Pictures.
         top_k: Classes to show.
         source: For a name, where to take its weights from instead of the release.
+        check_hash: Compare the source's SHA-256 with the prefix in its file name.
         cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
     if not files:
@@ -84,7 +86,7 @@ def predict(
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
-    loaded = hub.load(model, source=source, cache_dir=cache_dir)
+    loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
     for file, predictions in zip(files, inference.classify(loaded, files, top_k)):
         print(file)
         for prediction in predictions:

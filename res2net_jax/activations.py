@@ -1,10 +1,10 @@
 """Activations by timm's names; each equals its torch.nn.functional namesake."""
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -13,7 +13,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "elu": jax.nn.elu,
     "celu": jax.nn.celu,
     "selu": jax.nn.selu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": jax.nn.gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": jax.nn.silu,
@@ -25,3 +25,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "hard_swish": jax.nn.hard_silu,
     "hard_mish": lambda x: 0.5 * x * jnp.clip(x + 2, 0, 2),
 }
+
+
+class Activation(nnx.Module):
+    """The activation called ``name``; a module holds the name, since not all of the functions can be pickled."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ACTIVATIONS[self.name](x)

@@ -7,13 +7,11 @@ from res2net_jax.init import initialize, variables
 from res2net_jax.model import Res2Net
 
 
-def adapt(
-    trained: Res2Net, wanted: Res2Net, *, sharding: jax.sharding.Sharding | None = None, seed: int = 0
-) -> Res2Net:
+def adapt(trained: Res2Net, wanted: Res2Net, *, sharding: jax.sharding.Sharding) -> Res2Net:
     """Fills the abstract ``wanted`` with the weights of ``trained`` and returns it.
 
     The first convolution is fitted to ``in_chans`` by :func:`fit_first_conv`. With another number of
-    classes the classifier is fresh. Anything else must match.
+    classes the classifier is fresh, and put on ``sharding``. Anything else must match.
 
     Raises:
         ValueError: The architectures differ in the shape of some array; all are listed.
@@ -31,7 +29,7 @@ def adapt(
         if value is None or value.shape != leaf.shape:
             misfits.append(f"{path}: wanted {leaf.shape}, have {'none' if value is None else value.shape}")
             continue
-        leaf.set_value(value)
+        leaf.set_value(value.astype(leaf.dtype))
     unused = [path for path in have if path not in want and not (path.startswith("fc.") and fresh_head)]
     if misfits or unused:
         lines = misfits + [f"{path}: not in the model asked for" for path in unused]
@@ -40,7 +38,7 @@ def adapt(
             + "\n  ".join(lines)
         )
     if fresh_head and wanted.fc is not None:
-        initialize(wanted, seed, only="fc.")
+        initialize(wanted, 0, only="fc.")
         for path in ("fc.kernel", "fc.bias"):
             want = variables(wanted)[path]
             want.set_value(jax.device_put(want.get_value(), sharding))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 from res2net_jax.activations import ACTIVATIONS
@@ -76,19 +78,17 @@ class Arch:
 
     def __post_init__(self):
         for field in ("layers", "channels"):
-            value = tuple(getattr(self, field))
-            object.__setattr__(self, field, value)
-            if not value or any(type(n) is not int or n < 1 for n in value):
-                raise ValueError(f"{field} must be positive integers, one a stage; got {value}")
+            value = getattr(self, field)
+            if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+                raise ValueError(f"{field} must be a tuple of positive integers, one a stage; got {value!r}")
+            object.__setattr__(self, field, tuple(natural(field, n, least=1) for n in value))
         if len(self.layers) != len(self.channels):
             raise ValueError(
                 f"layers and channels name one number a stage each; got {len(self.layers)} layers "
                 f"{self.layers} and {len(self.channels)} channels {self.channels}"
             )
         for field in ("base_width", "scale", "cardinality", "stem_width", "down_kernel_size"):
-            value = getattr(self, field)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{field} must be a positive integer; got {value!r}")
+            object.__setattr__(self, field, natural(field, getattr(self, field), least=1))
         for field in ("replace_stem_pool", "avg_down"):
             if type(getattr(self, field)) is not bool:
                 raise ValueError(f"{field} must be True or False; got {getattr(self, field)!r}")
@@ -172,6 +172,13 @@ def override(arch: Arch, **options) -> Arch:
             hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(known)}"
             raise ValueError(f"a Res2Net has no option {option!r}; {hint}")
     return dataclasses.replace(arch, **options)
+
+
+def natural(name: str, value: int, *, least: int = 0) -> int:
+    """``value`` as an int; ValueError unless it is a whole number from ``least`` up (numpy's count)."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
+    return int(value)
 
 
 def _require_one_of(field, value, choices):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from res2net_jax.activations import ACTIVATIONS
+from res2net_jax.activations import Activation
 from res2net_jax.arch import EXPANSION, Arch, BlockPlan
 from res2net_jax.attention import ATTENTION
 from res2net_jax.drop import DropBlock, DropPath
@@ -25,7 +25,7 @@ class Bottle2neck(nnx.Module):
         width, out_features = arch.width(plan.planes), plan.planes * EXPANSION
         convolved = max(1, arch.scale - 1)
         self.scale = arch.scale
-        self.act = ACTIVATIONS[arch.act_layer]
+        self.act = Activation(arch.act_layer)
         self.is_first = plan.stride > 1 or in_features != out_features
 
         self.conv1 = Conv(in_features, width * arch.scale, 1, **dtypes)

@@ -5,21 +5,23 @@ everything else is the checkpoint's custom metadata, plain JSON. Neither depends
 A trainer may store more items beside ``model``, and a folder of numbered steps is read as its newest one.
 """
 
+import contextlib
 import dataclasses
-import errno
-import importlib.metadata
+import logging
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from res2net_jax.adapt import adapt
 from res2net_jax.arch import Arch, override
+from res2net_jax.files import leftover_prefix, lock, remove_leftovers, versions, writing
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
+from res2net_jax.variants import Preprocessing
 
 FORMAT = 1
 NOT_CERTIFIED = {"certified": False, "reason": "saved from a live model, not ported from a release"}
@@ -36,6 +38,7 @@ def save(
     """Saves ``model`` as an Orbax checkpoint that :func:`res2net_jax.load` gives back.
 
     The folder appears whole or not at all: arrays go to a temporary folder beside it, then it is renamed.
+    In a job of several processes (jax.distributed) all call it, with arrays that span them.
 
     Args:
         model: The model; parameters keep their dtype.
@@ -50,36 +53,48 @@ def save(
     """
     from orbax.checkpoint import v1 as ocp
 
-    folder = Path(folder).absolute()
-    if folder.exists() and not (overwrite and is_checkpoint(folder)):
-        reason = "it is not a checkpoint, so it is left alone" if overwrite else "pass overwrite=True to replace it"
-        raise FileExistsError(f"{folder} exists; {reason}")
-    try:
-        with lock(folder):
-            remove_leftovers(folder)
-            temporary = Path(tempfile.mkdtemp(prefix=_leftover_prefix(folder), dir=folder.parent))
-            try:
-                metadata = describe(model, source=source, certificate=certificate)
-                ocp.save_checkpointables(temporary / "new", {"model": arrays(model)}, custom_metadata=metadata)
-                if folder.exists():
-                    os.rename(folder, temporary / "old")
-                os.rename(temporary / "new", folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    except Exception as error:
-        raise explain_write(error, folder) from error
+    folder = Path(folder).expanduser().absolute()
+    metadata = describe(model, source=source, certificate=certificate)
+    if jax.process_count() > 1:  # Orbax renames when all have written
+        ocp.save_checkpointables(folder, {"model": arrays(model)}, overwrite=overwrite, custom_metadata=metadata)
+        return folder
+    with lock(folder), writing(folder):
+        if folder.exists() and not (overwrite and is_checkpoint(folder)):
+            reason = "it is not a checkpoint, so it is left alone" if overwrite else "pass overwrite=True to replace it"
+            raise FileExistsError(f"{folder} exists; {reason}")
+        remove_leftovers(folder)
+        temporary = Path(tempfile.mkdtemp(prefix=leftover_prefix(folder), dir=folder.parent))
+        try:
+            ocp.save_checkpointables(temporary / "new", {"model": arrays(model)}, custom_metadata=metadata)
+            if folder.exists():
+                os.rename(folder, temporary / "old")
+            os.rename(temporary / "new", folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def load(folder: str | os.PathLike, **options) -> Res2Net:
-    """The model in ``folder``, in eval mode. Options as in :func:`res2net_jax.load`."""
-    folder = locate(folder)
-    return restore(folder, read_metadata(folder), **options)
+    """The model in ``folder``, in eval mode. Options as in :func:`restore`.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It is no checkpoint of a Res2Net, one of a later format, or damaged.
+    """
+    try:
+        return restore(folder, **options)
+    except (FileNotFoundError, ValueError):
+        # Somebody may be replacing the folder, or have been killed in it: wait, set right, and look again.
+        folder = Path(folder).expanduser().absolute()
+        if jax.process_count() > 1 or not os.access(folder.parent, os.W_OK):
+            raise
+        with lock(folder):
+            remove_leftovers(folder)
+            return restore(folder, **options)
 
 
 def restore(
-    folder: Path,
-    metadata: dict[str, Any],
+    folder: str | os.PathLike,
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
@@ -87,40 +102,35 @@ def restore(
     param_dtype=None,
     sharding: jax.sharding.Sharding | None = None,
     arch: dict[str, Any] | None = None,
-    seed: int = 0,
 ) -> Res2Net:
-    """Reads the arrays straight to their devices and fits them to the model that is asked for."""
-    from orbax.checkpoint import v1 as ocp
+    """Reads the arrays straight to their devices and fits them to the model that is asked for.
 
-    from res2net_jax.adapt import adapt
-
-    saved = abstract_model(metadata, dtype=dtype, param_dtype=param_dtype)
-    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    leaves = variables(saved)
-    target = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for path, leaf in leaves.items()}
-    try:
-        loaded = ocp.load_checkpointables(folder, {"model": target})["model"]
-    except Exception as error:
-        raise ValueError(f"the checkpoint {folder} is damaged and cannot be read: {_first_line(error)}") from error
-    for path, leaf in leaves.items():
-        leaf.set_value(loaded[path])
+    Args:
+        folder: A checkpoint, or a folder of numbered ones.
+        num_classes: Another number than the checkpoint's gives a fresh classifier.
+        in_chans: Another number than 3 fits the first convolution.
+        dtype: Computation type.
+        param_dtype: Type of the weights, by default as stored.
+        sharding: Where the arrays go, by default to the first device of this process.
+        arch: Fields of :class:`Arch` to change.
+    """
+    folder = locate(folder)
+    metadata = read_metadata(folder)
+    saved = abstract_model(metadata)
+    override(saved.arch, **(arch or {}))  # a mistake in the options shows before anything is read
     wanted = Res2Net(
         override(saved.arch, **(arch or {})),
         num_classes=saved.num_classes if num_classes is None else num_classes,
         in_chans=saved.in_chans if in_chans is None else in_chans,
         dtype=dtype,
-        param_dtype=saved.param_dtype,
+        param_dtype=saved.param_dtype if param_dtype is None else param_dtype,
         name=saved.name,
         class_names=saved.class_names if num_classes in (None, saved.num_classes) else None,
+        preprocessing=saved.preprocessing,
     )
-    return adapt(saved, wanted, sharding=place, seed=seed).eval()
-
-
-def abstract_model(metadata: dict[str, Any], *, dtype=None, param_dtype=None) -> Res2Net:
-    """The model that :func:`describe` described, without its arrays."""
-    config = dict(metadata["model"])
-    config["param_dtype"] = param_dtype or config["param_dtype"]
-    return Res2Net(Arch(**config.pop("arch")), dtype=dtype, **config)
+    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    _fill(saved, folder, place)
+    return adapt(saved, wanted, sharding=place).eval()
 
 
 def arrays(model: Res2Net) -> dict[str, jax.Array]:
@@ -140,10 +150,20 @@ def describe(model: Res2Net, *, source=None, certificate=None) -> dict[str, Any]
             "param_dtype": model.param_dtype.name,
             "class_names": None if model.class_names is None else list(model.class_names),
         },
+        "preprocessing": None if model.preprocessing is None else dataclasses.asdict(model.preprocessing),
         "source": source or {},
         "certificate": certificate or NOT_CERTIFIED,
         "versions": versions("res2net_jax", "jax", "flax", "orbax-checkpoint", "numpy"),
     }
+
+
+def abstract_model(metadata: dict[str, Any]) -> Res2Net:
+    """The model that :func:`describe` described, without its arrays."""
+    config = dict(metadata["model"])
+    setting = metadata.get("preprocessing")
+    if setting is not None:
+        setting = Preprocessing(**{key: tuple(v) if isinstance(v, list) else v for key, v in setting.items()})
+    return Res2Net(Arch(**config.pop("arch")), preprocessing=setting, **config)
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
@@ -157,13 +177,12 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
 
     folder = locate(folder)
     try:
-        metadata = ocp.checkpointables_metadata(folder).custom_metadata
+        with _quiet():
+            metadata = ocp.checkpointables_metadata(folder).custom_metadata
     except Exception as error:
         raise ValueError(f"{folder} is not a readable Orbax checkpoint: {_first_line(error)}") from error
     if not isinstance(metadata, dict) or "format" not in metadata or "model" not in metadata:
-        raise ValueError(
-            f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or its metadata is damaged"
-        )
+        raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or it is damaged")
     if metadata["format"] != FORMAT:
         raise ValueError(
             f"{folder} has checkpoint format {metadata['format']!r}; this version of res2net_jax reads format "
@@ -174,7 +193,7 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
 
 def locate(folder: str | os.PathLike) -> Path:
     """``folder`` if it is a checkpoint, else the newest numbered checkpoint in it."""
-    folder = Path(folder).absolute()
+    folder = Path(folder).expanduser().absolute()
     if is_checkpoint(folder):
         return folder
     if not folder.is_dir():
@@ -192,65 +211,43 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "_CHECKPOINT_METADATA").is_file()
 
 
-def cache_home(cache_dir: str | os.PathLike | None = None) -> Path:
-    """``cache_dir``, else ``$RES2NET_JAX_HOME``, else the platform's cache folder."""
-    import platformdirs
+def _fill(model, folder, place):
+    """Puts the arrays in ``folder`` into the abstract ``model``."""
+    from orbax.checkpoint import v1 as ocp
 
-    return Path(
-        cache_dir or os.environ.get("RES2NET_JAX_HOME") or platformdirs.user_cache_dir("res2net_jax")
-    ).absolute()
-
-
-def lock(folder: Path):
-    """A lock among processes for whoever writes ``folder``; within one process it may be taken again."""
-    import filelock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(folder.parent / f".{folder.name}.lock", is_singleton=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Clears what killed writers of ``folder`` left. Call it under :func:`lock`."""
-    for leftover in folder.parent.glob(_leftover_prefix(folder) + "*"):
-        if (leftover / "old").exists() and not folder.exists():
-            os.rename(leftover / "old", folder)
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of ``packages`` and of Python, for the record."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    leaves = variables(model)
+    target = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for path, leaf in leaves.items()}
+    try:
+        with _quiet():
+            loaded = ocp.load_checkpointables(folder, {"model": target})["model"]
+    except Exception as error:
+        raise ValueError(
+            f"the checkpoint {folder} cannot be read, it seems to be damaged; take another one, or delete it "
+            f"and port it again (python -m porting {model.name}). Orbax says: {_first_line(error)}"
+        ) from error
+    for path, leaf in leaves.items():
+        if (
+            loaded[path].dtype != leaf.dtype
+        ):  # Orbax reads in threads of its own, where a local enable_x64 has no effect
+            raise ValueError(
+                'a float64 checkpoint needs jax.config.update("jax_enable_x64", True), for the whole program'
+            )
+        leaf.set_value(loaded[path])
 
 
-def explain_write(error: Exception, folder: Path) -> Exception:
-    """An error of writing to ``folder`` in plain words, or ``error`` itself if it is of another kind."""
-    if isinstance(error, OSError) and error.errno in (
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOTDIR,
-        errno.EEXIST,
-    ):
-        return PermissionError(
-            error.errno,
-            f"cannot write {folder} ({os.strerror(error.errno)}); choose another place, for the cache with "
-            "cache_dir= or RES2NET_JAX_HOME",
-        )
-    full = ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large", "EFBIG", "Disk quota")
-    if any(sign in str(error) for sign in full):
-        return OSError(errno.ENOSPC, f"no space to write {folder}; nothing was left behind")
-    return error
-
-
-def _leftover_prefix(folder):
-    return f".{folder.name}.tmp-"
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what Orbax logs of a damaged checkpoint, hundreds of lines, from hiding our one."""
+    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+from flax import nnx
 
 from res2net_jax.model import Res2Net
 
@@ -25,26 +25,30 @@ class Cost(NamedTuple):
 def cost(model: Res2Net, height: int = 224, width: int = 224) -> Cost:
     """The cost of one image of ``height`` x ``width``.
 
-    The published figures are at 224 x 285, not at the size the accuracies were measured at. ``model``
-    may be abstract: nothing is computed.
+    The published figures are at 224 x 285, not at the size the accuracies were measured at. ``model`` may
+    be abstract, and in train mode: nothing is computed, and it is the cost in eval mode.
     """
-    image = jax.ShapeDtypeStruct((1, height, width, model.in_chans), jnp.float32)
-    program = jax.make_jaxpr(lambda model, x: model(x))(model, image)
+    model = nnx.merge(*nnx.split(model)).eval()
+    # Two images, because what does not depend on them (the counts of a ceil_mode pool) has a batch of one.
+    images = jax.ShapeDtypeStruct((2, height, width, model.in_chans), model.param_dtype)
+    program = jax.make_jaxpr(lambda model, x: model(x))(model, images)
     macs = flops = 0
     for equation in _equations(program.jaxpr):
         out = equation.outvars[0].aval.shape
         shapes = [variable.aval.shape for variable in equation.invars]
+        if out[:1] != (2,):
+            continue
         match equation.primitive.name:
             case "conv_general_dilated" | "dot_general":  # a 1x1 convolution is a product over four axes
                 products = math.prod(out) * math.prod(shapes[1][:-1])
                 macs += products
                 if len(out) == 4:
                     flops += products + 2 * math.prod(out)  # every convolution has its batch normalisation
-            case "reduce_window_sum" if out[-1] > 1:  # one channel: the counts of a ceil_mode pool
+            case "reduce_window_sum":
                 flops += math.prod(out)
             case "reduce_sum":
                 flops += math.prod(out) + math.prod(shapes[0])
-    return Cost(macs, flops)
+    return Cost(macs // 2, flops // 2)
 
 
 def _equations(jaxpr) -> Iterator:

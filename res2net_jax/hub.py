@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from res2net_jax import checkpoint
+from res2net_jax import checkpoint, files
 from res2net_jax.arch import override
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import initialize
@@ -64,6 +66,7 @@ def load(
     *,
     source: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
+    check_hash: bool = True,
     dtype: jnp.dtype | None = None,
     param_dtype: jnp.dtype | None = None,
     num_classes: int | None = None,
@@ -84,6 +87,7 @@ def load(
         source: For a name, where to take the weights from instead of the release: a ``.pth`` or
             ``.safetensors`` file, a URL, or a hub id such as ``"timm/res2net50_14w_8s.in1k"``.
         cache_dir: Cache folder; else ``$RES2NET_JAX_HOME``, else the platform's own.
+        check_hash: Compare the source's SHA-256 with the prefix in its file name, if there is one.
         dtype: Computation type; by default that of images and weights.
         param_dtype: Type of the weights; by default as stored (float32).
         num_classes: Another number than the checkpoint's gives a fresh classifier, 0 none.
@@ -111,8 +115,10 @@ def load(
             raise ValueError(f"{name_or_folder} is a checkpoint folder; source= goes with a model name")
         model = checkpoint.load(name_or_folder, **options)
     else:
-        name = get_variant(name_or_folder).name
-        model = checkpoint.load(cached(name, source=source, cache_dir=cache_dir), **options)
+        variant = get_variant(name_or_folder)
+        override(variant.arch, **arch)  # a mistake in the options shows before anything is downloaded
+        folder = cached(variant.name, source=source, cache_dir=cache_dir, check_hash=check_hash)
+        model = checkpoint.load(folder, **options)
     return _as_asked(model, features_only, out_indices)
 
 
@@ -124,24 +130,46 @@ def _as_asked(model, features_only, out_indices):
     return model
 
 
-def cached(name: str, *, source=None, cache_dir=None) -> Path:
+def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True) -> Path:
     """The folder of ``name``'s checkpoint in the cache, ported now if it is not there yet."""
-    folder = checkpoint.cache_home(cache_dir) / "models" / cache_key(name, source)
+    folder = cache_folder(name, source, cache_dir)
     if checkpoint.is_checkpoint(folder):
+        return folder
+    if jax.process_count() > 1:
+        _cached_by_a_child(name, source, cache_dir, check_hash)
         return folder
     import porting
 
-    try:
-        with checkpoint.lock(folder):
-            if not checkpoint.is_checkpoint(folder):
-                porting.port(name, source, folder, verify=False, cache_dir=cache_dir)
-    except OSError as error:
-        raise checkpoint.explain_write(error, folder) from error
+    with files.lock(folder):
+        files.remove_leftovers(folder)
+        if not checkpoint.is_checkpoint(folder):
+            porting.port(name, source, verify=False, check_hash=check_hash, cache_dir=cache_dir)
     return folder
 
 
+def _cached_by_a_child(name, source, cache_dir, check_hash):
+    """Orbax writes in all processes of a job or in none; whether this one must write depends on its own disk."""
+    options = {"source": source, "cache_dir": cache_dir}
+    options = {key: None if value is None else os.fspath(value) for key, value in options.items()}
+    code = (
+        "import sys; from res2net_jax import hub\n"
+        f"try: hub.cached({name!r}, check_hash={check_hash!r}, **{options!r})\n"
+        "except Exception as error: sys.exit(str(error))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True
+    )
+    if child.returncode:
+        raise OSError(child.stderr.strip())
+
+
+def cache_folder(name: str, source=None, cache_dir=None) -> Path:
+    """Where the cache keeps ``name``; another source than the release has a folder of its own."""
+    return files.cache_home(cache_dir) / "models" / cache_key(name, source)
+
+
 def cache_key(name: str, source: str | os.PathLike | None = None) -> str:
-    """Name of the cache entry. Other sources than the release get entries of their own: a file by its content."""
+    """``name``; for another source than the release with a hash, a file's of its content."""
     if source is None:
         return name
     path = Path(source).expanduser()

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from res2net_jax.arch import natural
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import Picture, preprocess
+from res2net_jax.variants import VARIANTS
 
 
 class Prediction(NamedTuple):
@@ -39,21 +41,24 @@ def classify(
 
     Raises:
         ValueError: No pictures, one that cannot be read, or a model in train mode or without classifier.
+        FileNotFoundError: A picture that is not there.
     """
     names = class_names(model)
-    if type(top_k) is not int or top_k < 1:
-        raise ValueError(f"top_k must be a positive number; got {top_k!r}")
+    top_k = min(natural("top_k", top_k, least=1), model.num_classes)
+    batch_size = natural("batch_size", batch_size, least=1)
     if not model.bn1.use_running_average:
         raise ValueError("this model is in train mode, so its answers would depend on the batch; call model.eval()")
-    single = not isinstance(images, Sequence) or isinstance(images, str | bytes)
     is_array = isinstance(images, jax.Array | np.ndarray)
-    if is_array:
-        single = False
-    elif single:
+    single = isinstance(images, Picture)
+    if single:
         images = [images]
+    if not is_array and not isinstance(images, Sequence):
+        raise TypeError(f"expected pictures, a list of pictures, or an array; got {type(images).__name__}")
     if len(images) == 0:
         raise ValueError("there are no images to classify")
-    transform = None if is_array else preprocess(model.name)
+    if is_array:
+        model.check_images(images)
+    transform = None if is_array else _transform(model)
     answers = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -61,7 +66,7 @@ def classify(
             batch = np.stack([transform(picture) for picture in batch])
         padding = min(batch_size, len(images)) - len(batch)  # the last batch as large as the others: one compilation
         padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0))) if padding else batch
-        probabilities, indices = _top(model, jnp.asarray(padded), min(top_k, model.num_classes))
+        probabilities, indices = _top(model, jnp.asarray(padded), top_k)
         rows = zip(np.asarray(probabilities)[: len(batch)].tolist(), np.asarray(indices)[: len(batch)].tolist())
         answers += [[Prediction(names[i], p, i) for p, i in zip(*row)] for row in rows]
     return answers[0] if single else answers
@@ -75,6 +80,18 @@ def class_names(model: Res2Net) -> tuple[str, ...]:
         return model.class_names
     names = tuple(name for _, name in imagenet_classes())
     return names if model.num_classes == len(names) else tuple(f"class {i}" for i in range(model.num_classes))
+
+
+def _transform(model):
+    setting = model.preprocessing
+    if setting is None and model.name in VARIANTS:
+        setting = VARIANTS[model.name].preprocessing
+    if setting is None or len(setting.mean) != model.in_chans:
+        raise ValueError(
+            f"{model.name} with {model.in_chans} input channels has no transform for pictures; pass an array "
+            "[batch, height, width, channels] that is normalised as in its training, or give the model a preprocessing="
+        )
+    return preprocess(setting)
 
 
 @functools.cache

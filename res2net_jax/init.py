@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from res2net_jax.arch import natural
 from res2net_jax.model import Res2Net
 
 
@@ -31,7 +32,9 @@ def initialize(model: Res2Net, rngs: int | nnx.Rngs, *, zero_init_last: bool = T
         zero_init_last: timm's default. The official code does not.
         only: Restricts this to arrays whose path starts so.
     """
-    seed = rngs if isinstance(rngs, int) else int(jax.random.bits(rngs.params()))
+    if isinstance(rngs, nnx.Rngs):
+        rngs = int(jax.random.bits(rngs.params()))
+    seed = natural("rngs (a seed, or nnx.Rngs)", rngs)
     leaves = variables(model)
     for path, variable in leaves.items():
         if path.startswith(only):

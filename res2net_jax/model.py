@@ -1,18 +1,20 @@
 """Res2Net: stem, stages, head (Gao et al., "Res2Net: A New Multi-scale Backbone Architecture", 2019)."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from res2net_jax.activations import ACTIVATIONS
-from res2net_jax.arch import EXPANSION, Arch, override
+from res2net_jax.activations import Activation
+from res2net_jax.arch import EXPANSION, Arch, natural, override
 from res2net_jax.blocks import Bottle2neck, run
 from res2net_jax.drop import Dropout
 from res2net_jax.layers import BatchNorm, Conv, Linear
-from res2net_jax.pooling import ANTI_ALIASING, GLOBAL_POOLS, dense_max_pool, max_pool
+from res2net_jax.pooling import ANTI_ALIASING, dense_max_pool, global_pool, max_pool
+from res2net_jax.variants import Preprocessing
 
 
 class Res2Net(nnx.Module):
@@ -30,6 +32,7 @@ class Res2Net(nnx.Module):
         param_dtype: Type of the weights.
         name: The variant this model is or descends from.
         class_names: One name a class, if they are not ImageNet's.
+        preprocessing: How pictures become images, if not as published for ``name``.
 
     """
 
@@ -43,19 +46,17 @@ class Res2Net(nnx.Module):
         param_dtype: jnp.dtype = jnp.float32,
         name: str = "res2net",
         class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
     ):
-        _require_natural(num_classes=num_classes)
-        _require_natural(in_chans=in_chans, least=1)
         self.name = name
+        self.preprocessing = preprocessing
         self.arch = arch
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.class_names = None if class_names is None else tuple(class_names)
-        self.dtype = None if dtype is None else jnp.dtype(dtype)
-        self.param_dtype = jnp.dtype(param_dtype)
+        self.in_chans = natural("in_chans", in_chans, least=1)
+        self.dtype = None if dtype is None else _floating("dtype", dtype)
+        self.param_dtype = _floating("param_dtype", param_dtype)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        act = ACTIVATIONS[arch.act_layer]
+        act = Activation(arch.act_layer)
         features = arch.stem_channels[-1]
         self.conv1 = _stem(arch, in_chans, act, dtypes)
         self.bn1 = BatchNorm(features, **dtypes)
@@ -67,9 +68,8 @@ class Res2Net(nnx.Module):
                 blocks.append(Bottle2neck(features, plan, arch, stage, **dtypes))
                 features = plan.planes * EXPANSION
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
-        self.global_pool = GLOBAL_POOLS[arch.global_pool]
         self.head_drop = Dropout(arch.drop_rate)
-        self.fc = self._classifier(num_classes)
+        self._set_classifier(num_classes, class_names)
         self.grad_checkpointing = False
 
     def __call__(self, x: Float[Array, "b h w c"], key: jax.Array | None = None) -> Float[Array, "b k"]:
@@ -94,7 +94,7 @@ class Res2Net(nnx.Module):
         self, x: Float[Array, "b h w f"], pre_logits: bool = False, *, key: jax.Array | None = None
     ) -> Array:
         """Logits from :meth:`forward_features`' output; with ``pre_logits`` the pooled features after dropout."""
-        x = self.head_drop(self.global_pool(x), key)
+        x = self.head_drop(global_pool(x, self.arch.global_pool), key)
         return x if pre_logits or self.fc is None else self.fc(x)
 
     def forward_intermediates(
@@ -117,7 +117,7 @@ class Res2Net(nnx.Module):
         Raises:
             ValueError: No such index; and as for a call of the model.
         """
-        self._check(x)
+        self.check_images(x)
         wanted = self.feature_indices(indices)
         depth = sum(self.arch.layers)
         keys = iter([None] * depth if key is None else jax.random.split(key, depth))
@@ -164,7 +164,7 @@ class Res2Net(nnx.Module):
         count = len(self.arch.layers) + 1
         if indices is None:
             return list(range(count))
-        if isinstance(indices, int):
+        if isinstance(indices, Integral):
             if not 1 <= indices <= count:
                 raise ValueError(f"the last {indices} features were asked for; this model has {count}")
             return list(range(count - indices, count))
@@ -207,26 +207,27 @@ class Res2Net(nnx.Module):
 
         if global_pool is not None:
             self.arch = override(self.arch, global_pool=global_pool)
-            self.global_pool = GLOBAL_POOLS[global_pool]
-        self.fc = self._classifier(num_classes)
-        self.num_classes = num_classes
-        self.class_names = None if class_names is None else tuple(class_names)
+        self._set_classifier(num_classes, class_names)
         initialize(self, rngs, only="fc.")
 
-    def _classifier(self, num_classes):
-        _require_natural(num_classes=num_classes)
-        if not num_classes:
-            return None
-        if not self.arch.global_pool:
+    def _set_classifier(self, num_classes, class_names):
+        num_classes = natural("num_classes", num_classes)
+        if num_classes and not self.arch.global_pool:
             raise ValueError('global_pool "" leaves maps, which no classifier takes; pass num_classes=0 with it')
-        return Linear(self.head_hidden_size, num_classes, dtype=self.dtype, param_dtype=self.param_dtype)
+        if class_names is not None and (isinstance(class_names, str) or len(class_names) != num_classes):
+            raise ValueError(f"class_names must be {num_classes} names, one a class; got {class_names!r:.100}")
+        self.num_classes = num_classes
+        self.class_names = None if class_names is None else tuple(class_names)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.fc = nnx.data(Linear(self.head_hidden_size, num_classes, **dtypes)) if num_classes else None
 
     def _run_block(self, block, x, key):
         if self.grad_checkpointing:
             return nnx.remat(Bottle2neck.__call__)(block, x, key)
         return block(x, key)
 
-    def _check(self, x):
+    def check_images(self, x) -> None:
+        """Raises what a call of the model raises for ``x``, before anything is compiled."""
         if isinstance(self.bn1.scale.get_value(), jax.ShapeDtypeStruct):
             raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
         if jnp.ndim(x) != 4 or x.shape[-1] != self.in_chans:
@@ -267,7 +268,10 @@ def _stem_pool(arch, act, dtypes):
     return nnx.List([dense_max_pool, *reduction]) if reduction else max_pool
 
 
-def _require_natural(*, least=0, **number):
-    ((name, value),) = number.items()
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
+def _floating(name, dtype):
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point type, e.g. float32 or bfloat16; got {dtype}")
+    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+        raise ValueError(f'{name} float64 needs jax.config.update("jax_enable_x64", True); JAX would use float32')
+    return dtype

@@ -77,18 +77,15 @@ ANTI_ALIASING = {
 }
 
 
-def _average(x):
-    return x.mean((1, 2))
-
-
-def _maximum(x):
-    return x.max((1, 2))
-
-
-GLOBAL_POOLS = {
-    "avg": _average,
-    "max": _maximum,
-    "avgmax": lambda x: 0.5 * (_average(x) + _maximum(x)),
-    "catavgmax": lambda x: jnp.concatenate([_average(x), _maximum(x)], axis=-1),
-    "": lambda x: x,
-}
+def global_pool(x: Float[Array, "b h w c"], kind: str) -> Array:
+    """timm's SelectAdaptivePool2d: [b, c], for ``"catavgmax"`` [b, 2 c], for ``""`` the map itself."""
+    match kind:
+        case "avg":
+            return x.mean((1, 2))
+        case "max":
+            return x.max((1, 2))
+        case "avgmax":
+            return 0.5 * (x.mean((1, 2)) + x.max((1, 2)))
+        case "catavgmax":
+            return jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+    return x

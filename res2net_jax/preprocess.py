@@ -12,36 +12,37 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
+from res2net_jax.arch import natural
 from res2net_jax.variants import Preprocessing, Variant, get_variant
 
-Picture = str | os.PathLike | bytes | Image.Image
+Picture = str | os.PathLike | bytes | bytearray | Image.Image
 
 
 def preprocess(
-    name_or_variant: str | Variant, *, size: int | None = None
-) -> Callable[[Picture], Float[np.ndarray, "h w 3"]]:
+    name_or_setting: str | Variant | Preprocessing, *, size: int | None = None
+) -> Callable[[Picture], Float[np.ndarray, "h w c"]]:
     """The evaluation transform of a model; equal to timm's, value for value.
 
     The shorter side is resized to ``size / crop_pct``, the centre cropped to ``size``, the values
     scaled to [0, 1] and normalised.
 
     Args:
-        name_or_variant: The model.
+        name_or_setting: The model, or a setting of its own; one with a single mean is for grey images.
         size: Side of the square crop, by default the published one.
 
     Returns:
         A function from a path, the bytes of a picture file, or a PIL image to a float32 array
-        [size, size, 3]. Files are turned upright by their EXIF orientation; a PIL image is taken as it is.
+        [size, size, channels]. Files are turned upright by their EXIF orientation; a PIL image is taken as it is.
         It raises ValueError for a file that is no picture, FileNotFoundError for one that is not there.
     """
-    variant = get_variant(name_or_variant) if isinstance(name_or_variant, str) else name_or_variant
-    setting = variant.preprocessing
-    size = setting.size if size is None else size
-    if type(size) is not int or size < 1:
-        raise ValueError(f"size must be a positive number of pixels; got {size!r}")
+    setting = name_or_setting
+    if not isinstance(setting, Preprocessing):
+        setting = (setting if isinstance(setting, Variant) else get_variant(setting)).preprocessing
+    mode = {1: "L", 3: "RGB"}[len(setting.mean)]
+    size = setting.size if size is None else natural("size (in pixels)", size, least=1)
 
     def transform(picture: Picture) -> np.ndarray:
-        return normalize(resize_and_crop(open_picture(picture), setting, size), setting)
+        return normalize(resize_and_crop(open_picture(picture).convert(mode), setting, size), setting)
 
     return transform
 
@@ -80,9 +81,9 @@ def resize_and_crop(image: Image.Image, setting: Preprocessing, size: int) -> Im
     return image.crop((left, top, left + size, top + size))
 
 
-def normalize(image: Image.Image, setting: Preprocessing) -> Float[np.ndarray, "h w 3"]:
+def normalize(image: Image.Image, setting: Preprocessing) -> Float[np.ndarray, "h w c"]:
     """(value / 255 - mean) / std in float32."""
-    values = np.asarray(image, np.float32) / np.float32(255)
+    values = np.asarray(image, np.float32).reshape(image.height, image.width, -1) / np.float32(255)
     return (values - np.asarray(setting.mean, np.float32)) / np.asarray(setting.std, np.float32)
 
 

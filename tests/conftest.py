@@ -1,10 +1,15 @@
 """What the tests of all packages share: timm's models as the reference, and photographs."""
 
 import functools
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from server import server  # noqa: E402, F401
 
 
 @functools.lru_cache(maxsize=2)

@@ -27,11 +27,13 @@ def test_there_and_back_is_the_same_bit_for_bit(name, timm_model):
 
 def test_torch_tensors_and_other_types_are_taken_too(weights):
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in weights.items()}
-    half = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
-    model = porting.load_state_dict(res2net_jax.create("res2net50_48w_2s"), half)
-    assert variables(model)["conv1.kernel"].dtype == np.float32
-    expected = weights["conv1.weight"].astype("float16").astype("float32")
-    assert np.array_equal(porting.state_dict(model)["conv1.weight"], expected)
+    model = res2net_jax.create("res2net50_48w_2s")
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        cast = {k: torch.nn.Parameter(v.to(dtype)) if v.is_floating_point() else v for k, v in tensors.items()}
+        porting.load_state_dict(model, cast)
+        assert variables(model)["conv1.kernel"].dtype == np.float32
+        expected = cast["conv1.weight"].detach().float().numpy()
+        assert np.array_equal(porting.state_dict(model)["conv1.weight"], expected)
 
 
 def test_one_error_names_every_key_and_changes_nothing(weights):
@@ -40,7 +42,10 @@ def test_one_error_names_every_key_and_changes_nothing(weights):
     broken["head.weight"] = broken["layer9.weight"] = np.zeros(3, "float32")
     broken["layer1.0.conv1.weight"] = broken["layer1.0.conv1.weight"][:-1]
     broken["layer2.0.bn3.running_var"] = broken["layer2.0.bn3.running_var"] * np.nan
-    broken["layer4.1.bn3.weight"] = broken["layer4.1.bn3.weight"] + np.inf
+    broken["layer4.1.bn3.weight"] = np.full(2048, 1e300)  # infinite in float32
+    broken["layer4.1.bn2.running_var"] = broken.pop("layer4.1.bns.0.running_var")
+    broken["layer4.0.bn1.running_var"] = -broken["layer4.0.bn1.running_var"]
+    broken["fc.bias"] = np.arange(1000)
     model = res2net_jax.create("res2net50_48w_2s")
     before = porting.state_dict(model)
     with pytest.raises(ValueError) as caught:
@@ -48,8 +53,10 @@ def test_one_error_names_every_key_and_changes_nothing(weights):
     message = str(caught.value)
     for line in (
         "do not fit res2net50_48w_2s (1000 classes, 3 input channels)",
-        "2 missing:\n  bn1.bias\n  layer3.2.convs.0.weight\n",
-        "2 unexpected:\n  head.weight\n  layer9.weight\n",
+        "3 missing:\n  bn1.bias\n  layer3.2.convs.0.weight\n  layer4.1.bns.0.running_var\n",
+        "3 unexpected:\n  head.weight\n  layer9.weight\n  layer4.1.bn2.running_var\n",
+        "1 not floating point:\n  fc.bias: int64\n",
+        "1 negative variance:\n  layer4.0.bn1.running_var",
         "1 wrong shape:\n  layer1.0.conv1.weight: (95, 64, 1, 1), expected (96, 64, 1, 1)\n",
         "2 NaN or infinite:\n  layer2.0.bn3.running_var\n  layer4.1.bn3.weight",
     ):

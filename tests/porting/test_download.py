@@ -63,10 +63,26 @@ def test_a_wrong_hash_keeps_nothing(url, server, tmp_path):
     assert files_in(tmp_path) == []
 
 
+def test_another_file_of_the_same_name_is_not_mixed_in(server, tmp_path):
+    """The server changes the file while the connection is cut, and another address has one of that name."""
+    first, second = (save({"a": np.full(1_000_000, value, "float32")}) for value in (1, 2))
+    server.files["/a/model.safetensors"] = first
+    server.files["/b/model.safetensors"] = second
+    server.cut = download.ATTEMPTS
+    with pytest.raises(ConnectionError):
+        porting.read(server.url + "/a/model.safetensors", cache_dir=tmp_path)
+    assert set(porting.read(server.url + "/b/model.safetensors", cache_dir=tmp_path)["a"]) == {2}
+    server.cut, server.change = 1, {"/a/model.safetensors": second}
+    assert set(porting.read(server.url + "/a/model.safetensors", cache_dir=tmp_path)["a"]) == {2}
+
+
 def test_a_stale_part_is_thrown_away(url, server, tmp_path):
-    part = tmp_path / "downloads" / f"model-{DIGEST[:8]}.safetensors.part"
-    part.parent.mkdir()
+    server.cut = 99
+    with pytest.raises(ConnectionError):
+        porting.read(url, cache_dir=tmp_path)
+    (part,) = tmp_path.rglob("*.part")
     part.write_bytes(CONTENT + b"more")
+    server.cut = 0
     assert len(porting.read(url, cache_dir=tmp_path)["a"]) == 1_000_000
 
 

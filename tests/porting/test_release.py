@@ -47,10 +47,19 @@ def test_a_model_that_computes_something_else_is_not_written(safetensors_file, t
 
 def test_without_timm_the_checkpoint_says_so(safetensors_file, weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert certify(NAME, weights) == {
-        "certified": False,
-        "reason": "timm is not installed: pip install 'res2net_jax[port]'",
-    }
+    certificate = certify(NAME, weights)
+    assert certificate["certified"] is False
+    assert "timm" in certificate["reason"] and "pip install 'res2net_jax[port]'" in certificate["reason"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_files_of_other_types_are_certified_as_they_are_stored(weights, tmp_path, dtype):
+    from safetensors.torch import save_file
+
+    tensors = {key: torch.from_numpy(np.array(value)).to(getattr(torch, dtype)) for key, value in weights.items()}
+    save_file({key: value for key, value in tensors.items() if "tracked" not in key}, tmp_path / "m.safetensors")
+    folder = porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "m")
+    assert checkpoint.read_metadata(folder)["certificate"]["certified"]
 
 
 def test_other_classes_and_channels(timm_model, tmp_path):
@@ -76,6 +85,9 @@ def test_timm_loads_the_exported_file_strictly(checkpoint_folder, weights, timm_
     with torch.inference_mode():
         assert torch.equal(again(x), timm_model(NAME)(x))
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert export(checkpoint_folder, tmp_path / "new" / file.name).is_file()
+    with pytest.raises(PermissionError, match="cannot write"):
+        export(checkpoint_folder, file / file.name)
     with pytest.raises(FileExistsError, match="--force"):
         export(checkpoint_folder, file)
 
@@ -130,6 +142,7 @@ def test_command_line(safetensors_file, tmp_path, photos):
         (("res2net_jax", "predict", "./nothing", __file__), "there is no folder"),
         (("porting",), "give the names of models, or --all"),
         (("porting", "export", "nowhere", "out.bin"), "must end in .pth or .safetensors"),
+        (("porting", "export", "nowhere", "out.pth"), "there is no folder"),
         (("porting", "res2net50d", "--source", "none.pth"), "there is no file none.pth"),
     ],
 )

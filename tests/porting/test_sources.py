@@ -69,6 +69,7 @@ def test_the_hash_in_the_name_is_checked(tmp_path, tensors, arrays):
         porting.read(wrong)
     assert same(porting.read(wrong, check_hash=False), arrays)
     assert published_prefix("res2net50_14w_8s-6527dddc.pth") == "6527dddc"
+    assert published_prefix("https://a.b/c-6527dddc.pth?download=true") == "6527dddc"
     assert published_prefix("model.safetensors") is None
 
 
@@ -126,9 +127,21 @@ def test_a_file_without_a_state_dict(tmp_path, tensors):
     torch.save({"epoch": 3, "weights": tensors}, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match="'epoch' is a int, not a tensor"):
         porting.read(tmp_path / "odd.pth")
+    torch.save({1: tensors["bn1.weight"]}, tmp_path / "numbers.pth")
+    with pytest.raises(ValueError, match="its keys are not names, one is 1"):
+        porting.read(tmp_path / "numbers.pth")
     torch.save({"a": tensors["bn1.weight"], "module.a": tensors["bn1.weight"]}, tmp_path / "twice.pth")
     with pytest.raises(ValueError, match="'a' twice"):
         porting.read(tmp_path / "twice.pth")
+
+
+def test_a_header_whose_length_looks_like_markup(tmp_path):
+    """15392 = 0x3c20: the file begins with b" <"."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(15392)
+    content = len(header).to_bytes(8, "little") + header + np.float32(7).tobytes()
+    assert content[:2] == b" <"
+    (tmp_path / "m.safetensors").write_bytes(content)
+    assert same(porting.read(tmp_path / "m.safetensors"), {"a": np.array([7], "float32")})
 
 
 def test_a_source_that_is_not_there(tmp_path):

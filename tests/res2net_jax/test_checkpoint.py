@@ -1,7 +1,9 @@
+import concurrent.futures
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 
 import res2net_jax
-from res2net_jax import checkpoint
-from res2net_jax.init import variables
+from res2net_jax import Arch, Res2Net, checkpoint, files
+from res2net_jax.init import initialize, variables
+from res2net_jax.variants import Preprocessing
 
 SMALL = {"layers": (1, 1), "channels": (16, 32)}
 
@@ -123,10 +126,10 @@ def test_a_later_format_and_damage(model, tmp_path):
     file.write_text(json.dumps(metadata))
     for data in (folder / "model").rglob("d/*"):
         data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(ValueError, match="damaged and cannot be read"):
+    with pytest.raises(ValueError, match="seems to be damaged; take another one, or delete it and port it again"):
         res2net_jax.load(folder)
     file.write_text(file.read_text()[:40])
-    with pytest.raises(ValueError, match="its metadata is damaged"):
+    with pytest.raises(ValueError, match="or it is damaged"):
         res2net_jax.load(folder)
 
 
@@ -173,14 +176,75 @@ print(logits.shape, len(logits.sharding.device_set))
     assert done.stdout.strip() == "(8, 3) 8", done.stderr[-2000:]
 
 
+def test_one_of_several_savers_wins(model, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(res2net_jax.save, model, tmp_path / "m") for _ in range(4)]
+    errors = [future.exception() for future in futures]
+    assert errors.count(None) == 1
+    assert all(isinstance(error, FileExistsError) for error in errors if error)
+
+
+def test_a_reader_outlives_its_checkpoint_s_replacement(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    stop = threading.Event()
+
+    def replace():
+        while not stop.is_set():
+            res2net_jax.save(model, folder, overwrite=True)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(replace)
+        try:
+            for _ in range(10):
+                assert same(res2net_jax.load(folder), model)
+        finally:
+            stop.set()
+        writer.result()
+
+
+def test_home_is_expanded(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert res2net_jax.save(model, "~/m") == tmp_path / "m"
+    assert same(res2net_jax.load("~/m"), model)
+    assert files.cache_home("~/cache") == tmp_path / "cache"
+
+
+def test_float64_needs_x64(model, tmp_path, x64):
+    wide = res2net_jax.create("res2net50_26w_4s", num_classes=5, param_dtype="float64", **SMALL)
+    folder = res2net_jax.save(wide, tmp_path / "m")
+    program = f"""
+import jax, res2net_jax
+for x64 in (False, True):
+    jax.config.update("jax_enable_x64", x64)
+    try:
+        print(res2net_jax.load({str(folder)!r}).fc.kernel.dtype)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    refused, dtype = done.stdout.splitlines()
+    assert "jax_enable_x64" in refused and dtype == "float64"
+
+
+def test_the_transform_goes_with_the_model(tmp_path, photos):
+    setting = Preprocessing(size=40, crop_pct=1.0, mean=(0.5,), std=(0.25,))
+    grey = initialize(Res2Net(Arch(**SMALL), num_classes=3, in_chans=1, name="mine", preprocessing=setting), 0)
+    loaded = res2net_jax.load(res2net_jax.save(grey, tmp_path / "m"))
+    assert loaded.preprocessing == setting
+    answer = res2net_jax.classify(loaded, photos[0], 1)[0]
+    image = res2net_jax.preprocess(setting)(photos[0])
+    assert image.shape == (40, 40, 1)
+    assert res2net_jax.classify(loaded, image[None], 1)[0][0] == answer
+
+
 def test_leftovers_of_a_killed_writer_are_cleared(model, tmp_path):
     (tmp_path / ".m.tmp-dead").mkdir()
     (tmp_path / ".m.tmp-dead" / "half").touch()
     folder = res2net_jax.save(model, tmp_path / "m")
     (tmp_path / ".m.tmp-dead2").mkdir()
     folder.rename(tmp_path / ".m.tmp-dead2" / "old")  # killed between the two renames of an overwrite
-    with checkpoint.lock(folder):
-        checkpoint.remove_leftovers(folder)
+    with files.lock(folder):
+        files.remove_leftovers(folder)
     assert same(res2net_jax.load(folder), model)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".m.lock", "m"]
 

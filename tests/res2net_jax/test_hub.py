@@ -1,11 +1,11 @@
+import hashlib
 import os
-import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 
 import numpy as np
 import pytest
@@ -132,26 +132,99 @@ def test_four_processes_at_once(load_and_sum, tmp_path):
     assert not list((tmp_path / "models").glob(".*tmp-*"))
 
 
-def kill_at_random(code, home, expected, seed, longest=4.0):
-    process = start(code, home)
-    time.sleep(random.Random(seed).uniform(0.5, longest))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert finish(start(code, home)) == expected
-    assert not list((home / "models").glob(".*tmp-*"))
+KILLER = """
+import os, signal, sys
+steps, last = 0, int(os.environ["KILL_AT"])
+def step(event, arguments):
+    global steps
+    changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "open")
+    if changes and os.environ["RES2NET_JAX_HOME"] in str(arguments[0]):
+        steps += 1
+        if steps == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(step)
+"""
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_kill_leaves_a_cache_that_works(load_and_sum, safetensors_file, weights, tmp_path, seed):
-    expected = finish(start(load_and_sum, tmp_path / "calm"))
-    kill_at_random(load_and_sum, tmp_path / "killed", expected, seed)
+class Kills:
+    """Loads a release by URL, killed at any one of the steps that it takes in its cache's file system."""
+
+    def __init__(self, server, content, tmp_path):
+        digest = hashlib.sha256(content).hexdigest()
+        server.files[f"/model-{digest[:8]}.safetensors"] = content
+        self.code = f"""
+import jax, numpy, res2net_jax
+model = res2net_jax.load({NAME!r}, source="{server.url}/model-{digest[:8]}.safetensors")
+print(sum(float(numpy.abs(leaf).sum()) for leaf in jax.tree.leaves(model)))
+"""
+        self.tmp_path = tmp_path
+        calm = start(KILLER + self.code + "print(steps)", tmp_path / "calm", KILL_AT="0")
+        self.expected, self.steps = finish(calm).split()
+        self.steps = int(self.steps)
+        assert self.steps > 20
+
+    def kill(self, at):
+        home = self.tmp_path / str(at)
+        process = start(KILLER + self.code, home, KILL_AT=str(at))
+        process.communicate(timeout=300)
+        assert process.returncode in (-signal.SIGKILL, 0)  # how many steps there are varies a little
+        assert finish(start(self.code, home)).strip() == self.expected, f"killed at step {at} of {self.steps}"
+        assert not list((home / "models").glob(".*tmp-*"))
+        assert not list((home / "downloads").rglob("*.part"))
+
+
+def test_a_kill_at_any_step_leaves_a_cache_that_works(server, safetensors_file, tmp_path):
+    kills = Kills(server, safetensors_file.read_bytes(), tmp_path)
+    for share in (0.05, 0.4, 0.7, 0.95):
+        kills.kill(int(share * kills.steps))
 
 
 @pytest.mark.soak
-def test_twenty_kills(load_and_sum, tmp_path):
-    expected = finish(start(load_and_sum, tmp_path / "calm"))
-    for seed in range(20):
-        kill_at_random(load_and_sum, tmp_path / str(seed), expected, seed)
+def test_twenty_kills(server, safetensors_file, tmp_path):
+    kills = Kills(server, safetensors_file.read_bytes(), tmp_path)
+    for at in np.linspace(1, kills.steps, 20, dtype=int):
+        kills.kill(at)
+
+
+def test_what_a_killed_overwrite_moved_away_is_found(safetensors_file, tmp_path, monkeypatch):
+    folder = hub.cached(NAME, source=safetensors_file, cache_dir=tmp_path)
+    (folder.parent / f".{folder.name}.tmp-dead").mkdir()
+    folder.rename(folder.parent / f".{folder.name}.tmp-dead" / "old")
+    monkeypatch.setattr(porting, "port", None)
+    assert res2net_jax.load(NAME, source=safetensors_file, cache_dir=tmp_path).num_classes == 1000
+
+
+def test_a_damaged_cache_entry_is_ported_again(safetensors_file, tmp_path):
+    folder = hub.cached(NAME, source=safetensors_file, cache_dir=tmp_path)
+    (folder / "_CHECKPOINT_METADATA").unlink()
+    assert res2net_jax.load(NAME, source=safetensors_file, cache_dir=tmp_path).num_classes == 1000
+
+
+def test_a_name_comes_from_the_hub(server, safetensors_file, load_and_sum, tmp_path):
+    server.add_to_hub(res2net_jax.get_variant(NAME).hub_id, safetensors_file.read_bytes())
+    hub_only = load_and_sum.replace(f", source={str(safetensors_file)!r}", "")
+    env = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    assert finish(start(hub_only, tmp_path / "a", **env)) == finish(start(load_and_sum, tmp_path / "b"))
+    assert (tmp_path / "a" / "models" / NAME).is_dir()
+
+
+def test_two_processes_of_one_job(safetensors_file, tmp_path):
+    """jax.distributed: no process waits for the other in the port, and the weights are on all devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = f"""
+        import os, jax
+        jax.distributed.initialize("127.0.0.1:{port}", 2, int(os.environ["INDEX"]))
+        import res2net_jax
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        model = res2net_jax.load({NAME!r}, source={str(safetensors_file)!r}, sharding=everywhere)
+        print(len(model.fc.kernel[...].sharding.device_set), float(abs(model.fc.kernel[...].addressable_data(0)).sum()))
+        """
+    first, second = [finish(p) for p in [start(code, tmp_path, INDEX=str(i)) for i in range(2)]]
+    assert first == second and first.startswith("2 ")
 
 
 def test_without_torch(safetensors_file, checkpoint_folder, photos, tmp_path):

@@ -58,6 +58,18 @@ def test_what_cannot_be_classified(model, photos, tmp_path):
     fresh = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,))
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         res2net_jax.classify(fresh, photos)
+    for names in (["a"], "ab", ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="class_names must be 2 names"):
+            fresh.reset_classifier(2, class_names=names)
+    with pytest.raises(TypeError, match="a list of pictures, or an array"):
+        res2net_jax.classify(model, 3)
+    with pytest.raises(ValueError, match="batch_size"):
+        res2net_jax.classify(model, photos, batch_size=0)
+    grey = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,), in_chans=1).eval()
+    with pytest.raises(ValueError, match="1 input channels has no transform for pictures"):
+        res2net_jax.classify(grey, photos)
+    with pytest.raises(ValueError, match="looks like NCHW"):
+        res2net_jax.classify(model, np.zeros((1, 3, 64, 64), "float32"))
     fresh.reset_classifier(0)
     with pytest.raises(ValueError, match="no classifier"):
         res2net_jax.classify(fresh.eval(), photos)

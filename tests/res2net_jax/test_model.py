@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +46,7 @@ def forward(model, x):
 @pytest.mark.parametrize("name", res2net_jax.VARIANTS)
 @pytest.mark.parametrize(
     ("dtype", "size", "tolerance"),
-    [("float64", (224, 224), 1e-12), ("float64", (97, 131), 1e-12), ("float32", (97, 131), 1e-5)],
+    [("float64", (224, 224), 1e-12), ("float64", (97, 131), 1e-12), ("float32", (224, 224), 1e-5)],
 )
 def test_logits_and_stages_equal_timm(name, dtype, size, tolerance, timm_model, x64):
     reference = timm_model(name).to(getattr(torch, dtype))
@@ -250,6 +253,8 @@ def test_reset_classifier(small):
     assert model(x).shape == (2, 3)
     model.reset_classifier(0)
     assert np.array_equal(model(x), pooled)
+    model.reset_classifier(4, "catavgmax")
+    assert model(x).shape == (2, 4) and model.fc.kernel.shape == (2 * model.num_features, 4)
 
 
 @pytest.mark.parametrize(
@@ -275,10 +280,16 @@ def test_a_model_without_weights_says_so():
     ("options", "message"),
     [
         ({"base_widht": 3}, "did you mean base_width"),
-        ({"scale": 0}, "scale must be a positive integer"),
+        ({"scale": 0}, "scale must be a whole number from 1 up; got 0"),
+        ({"layers": 3}, "layers must be a tuple"),
+        ({"rngs": -1}, "seed"),
+        ({"rngs": "a"}, "seed"),
+        ({"dtype": "int32"}, "dtype must be a floating-point type"),
+        ({"param_dtype": "float64"}, "jax_enable_x64"),
         ({"layers": (1, 2)}, "2 layers"),
         ({"base_width": 0}, "base_width must be"),
         ({"channels": (8, 16, 32, 64), "base_width": 4}, "give at least 8"),
+        ({"channels": (64, 64, 64, 8), "base_width": 4}, "give at least 8"),
         ({"stem_type": "wide"}, "stem_type must be one of '', 'deep', 'deep_tiered'"),
         ({"stem_width": 32}, "needs a deep stem"),
         ({"output_stride": 4}, "output_stride must be one of 32, 16, 8; got 4"),
@@ -299,3 +310,28 @@ def test_a_model_without_weights_says_so():
 def test_options_that_make_no_model(options, message):
     with pytest.raises(ValueError, match=message):
         res2net_jax.create("res2net50_26w_4s", **options)
+
+
+def test_numpy_numbers_count():
+    one = np.int64(1)
+    model = res2net_jax.create(
+        "res2net50_26w_4s", layers=(one,), channels=(np.int32(16),), num_classes=np.int64(3), rngs=one
+    )
+    assert model.num_classes == 3 and model.arch == Arch(layers=(1,), channels=(16,))
+
+
+@pytest.mark.parametrize("stem_type", ["", "deep"])
+def test_models_can_be_copied_and_pickled(stem_type):
+    model = res2net_jax.create("res2net50_26w_4s", stem_type=stem_type, act_layer="quick_gelu", **SMALL).eval()
+    x = jnp.asarray(images((1, 32, 32, 3), "float32"))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), nnx.merge(*nnx.split(model))):
+        assert np.array_equal(twin(x), model(x))
+
+
+def test_transformations_of_jax_take_the_model(small):
+    x = jnp.asarray(images((2, 32, 32, 3), "float32"))
+    expected = jax.jit(lambda m, x: m(x))(small, x)
+    assert np.allclose(nnx.jit(lambda m, x: m(x))(small, x), expected, rtol=1e-4, atol=1e-6)
+    assert np.allclose(jax.vmap(lambda x: small(x[None])[0])(x), expected, rtol=1e-4, atol=1e-6)
+    assert jax.eval_shape(lambda m, x: m(x), small, x).shape == (2, 10)
+    assert jax.jvp(lambda x: small(x), (x,), (x,))[1].shape == (2, 10)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from porting.convert import torch_shapes
 from res2net_jax import VARIANTS, Res2Net, get_variant, list_models
 from res2net_jax.cost import cost
 from res2net_jax.init import variables
+from res2net_jax.variants import Accuracy
 
 MISSION = {
     "res2net50_26w_4s": (5_499_974_064, 25_700_000),
@@ -37,7 +40,7 @@ def test_facts_equal_timm(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parameters_and_multiply_adds(name):
     variant = get_variant(name)
-    model = Res2Net(variant.arch).eval()
+    model = Res2Net(variant.arch)  # in train mode: the cost is that of eval mode all the same
     arrays = variables(model).items()
     assert sum(v.get_value().size for k, v in arrays if not k.endswith(("mean", "var"))) == variant.params
     assert cost(model).macs == variant.macs
@@ -79,3 +82,20 @@ def test_names():
         res2net_jax.create("res2net50_14w8s")
     with pytest.raises(ValueError, match="known models: res2net50_26w_4s"):
         res2net_jax.load("zzz")
+
+
+def test_published_facts_hang_together():
+    for name, variant in VARIANTS.items():
+        assert variant.name == name and variant.hub_id == f"timm/{name}.in1k"
+        assert variant.url.endswith("/" + variant.pth) and re.search(r"-[0-9a-f]{8}\.pth$", variant.pth)
+        fields = ("imagenet", "imagenet_real", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch")
+        for accuracy in (getattr(variant, field) for field in fields):
+            assert 0 < accuracy.top1 < accuracy.top5 < 100
+        assert variant.imagenet_real.top1 > variant.imagenet.top1 > variant.imagenet_v2.top1 > variant.imagenet_a.top1
+        if variant.published:
+            assert variant.published.parameters == pytest.approx(variant.params, abs=5000)
+            assert abs(variant.published.top1 - variant.imagenet.top1) < 0.3
+            # four bytes a parameter and a running statistic, and torch's own overhead
+            assert variant.published.file_size == pytest.approx(4 * variant.params, rel=0.02)
+            assert variant.recipe.epochs == 100 and variant.recipe.lr == 0.1
+    assert VARIANTS["res2net50_14w_8s"].imagenet == Accuracy(78.142, 93.852)

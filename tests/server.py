@@ -14,13 +14,14 @@ import pytest
 class Server:
     """Serves ``files[path]`` at ``url + path`` and logs the ``requests``.
 
-    ``cut`` closes that many answers half way; without ``ranges`` every answer is whole; with ``lie`` the
-    last byte is wrong.
+    ``cut`` closes that many answers half way, and then ``change`` replaces files. Without ``ranges`` every
+    answer is whole; with ``lie`` the last byte is wrong.
     """
 
     url: str
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     cut: int = 0
+    change: dict[str, bytes] = dataclasses.field(default_factory=dict)
     ranges: bool = True
     lie: bool = False
     requests: list[tuple[str, str, str | None]] = dataclasses.field(default_factory=list)
@@ -55,7 +56,8 @@ def server():
                 return
             digest = hashlib.sha256(content).hexdigest()
             start = 0
-            if span and state.ranges:
+            same = self.headers.get("If-Range") in (None, f'"{digest}"')
+            if span and state.ranges and same:
                 start = int(re.fullmatch(r"bytes=(\d+)-.*", span)[1])
             if start >= len(content) > 0:
                 self.send_response(416)
@@ -81,6 +83,7 @@ def server():
                 self.wfile.write(content[start : (start + len(content)) // 2])
                 self.close_connection = True
                 self.connection.close()
+                state.files |= state.change
                 return
             self.wfile.write(content[start:])
 

@@ -1,0 +1,87 @@
+"""Folders that several processes write, any of which may be killed: locks, leftovers, plain errors, the cache."""
+
+import contextlib
+import errno
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cache_home(cache_dir: str | os.PathLike | None = None) -> Path:
+    """``cache_dir``, else ``$RES2NET_JAX_HOME``, else the platform's cache folder."""
+    import platformdirs
+
+    home = cache_dir or os.environ.get("RES2NET_JAX_HOME") or platformdirs.user_cache_dir("res2net_jax")
+    return Path(home).expanduser().absolute()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing ``folder``; within one process it may be taken again."""
+    import filelock
+
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(folder.parent / f".{folder.name}.lock", is_singleton=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def leftover_prefix(folder: Path) -> str:
+    """How the names of temporary folders for ``folder`` begin."""
+    return f".{folder.name}.tmp-"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clears what killed writers of ``folder`` left, and puts back what they had moved. Call it under :func:`lock`."""
+    for leftover in folder.parent.glob(leftover_prefix(folder) + "*"):
+        if (leftover / "old").exists() and not folder.exists():
+            os.rename(leftover / "old", folder)
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns errors of writing ``target`` into plain words; others pass."""
+    try:
+        yield
+    except FileExistsError as error:
+        if error.errno is None:  # ours, not the system's
+            raise
+        raise _no_permission(target, error) from error
+    except (PermissionError, NotADirectoryError) as error:
+        raise _no_permission(target, error) from error
+    except Exception as error:
+        read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+        if read_only:
+            raise _no_permission(target, error) from error
+        full = ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large", "EFBIG", "Disk quota", "StorageFull")
+        if any(sign in str(error) for sign in full):
+            raise OSError(errno.ENOSPC, f"no space to write {target}; nothing was left behind") from error
+        raise
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of ``packages`` and of Python, for the record."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _no_permission(target, error):
+    if isinstance(error, PermissionError) and error.errno is None:  # in plain words already
+        return error
+    return PermissionError(
+        f"cannot write {target} ({os.strerror(error.errno)}); choose another place, for the cache with cache_dir= "
+        "or RES2NET_JAX_HOME"
+    )
