@@ -8,7 +8,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from res2net_jax.preprocess import open_picture as to_rgb
 
@@ -33,6 +33,8 @@ def open_picture(image: bytes | np.ndarray) -> Image.Image:
         return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     try:
         return Image.open(io.BytesIO(image))
+    except UnidentifiedImageError as error:
+        raise UnreadablePicture("it is in no known picture format") from error
     except Exception as error:  # a damaged header raises whatever its format's parser stumbles on
         raise UnreadablePicture(_reason(error)) from error
 

@@ -23,6 +23,7 @@ from train.datasets import Dataset, open_dataset
 from train.sources import Arrays, Files
 from train.transforms import UnreadablePicture
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 PLAIN = Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0)
 
 
@@ -271,9 +272,30 @@ def test_unreadable_pictures_are_named_replaced_and_counted(damaged, workers, ca
     messages = capsys.readouterr().err.splitlines()
     assert len(messages) == 3, "each is named once"
     assert all("replaced a picture that cannot be read: " in message for message in messages)
-    for number, reason in ((2, "cannot identify image"), (3, "Truncated"), (5, "No such file")):
+    for number, reason in ((2, "it is in no known picture format"), (3, "Truncated"), (5, "No such file")):
         (line,) = [message for message in messages if f"{number}.img" in message]
         assert reason in line
+
+
+def test_the_trainer_goes_on_without_an_unreadable_picture(tmp_path):
+    for split, count in (("train", 8), ("val", 2)):
+        for label in "ab":
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (40, 30), (i * 20, 90, 0)).save(tmp_path / split / label / f"{i}.png")
+    (tmp_path / "train" / "a" / "3.png").write_text("<html>404</html>")
+    model = ("--layers", "1", "1", "--channels", "16", "32", "--size", "32", "--batchnorm-group", "None")
+    data = ("--dataset", f"folder:{tmp_path}", "--batch-size", "4", "--epochs", "2", "--workers", "1")
+    result = subprocess.run(
+        [sys.executable, "-m", "train.imagenet", *model, *data, "--output", tmp_path / "run"],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(f"{tmp_path / 'train' / 'a' / '3.png'}: it is in no known picture format") == 1
+    assert "2 pictures could not be read and were replaced" in result.stdout
 
 
 def test_replacement_is_the_same_in_every_run(damaged):
@@ -358,10 +380,9 @@ if __name__ == "__main__":
 def start(tmp_path, seconds):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     process = subprocess.Popen(
         [sys.executable, str(script), str(seconds)],
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": ROOT},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
