@@ -183,7 +183,7 @@ def _tfds(name, split, data_dir):
     multi_label = isinstance(label, tfds.features.Sequence)
     names = (label.feature if multi_label else label).names
     present = {path.name for path in folder.iterdir()}
-    if missing := [path.name for path in info.splits[base_of(split)].filepaths if path.name not in present]:
+    if missing := [path.name for path in info.splits[split.partition("[")[0]].filepaths if path.name not in present]:
         raise FileNotFoundError(
             f"{folder} lacks {len(missing)} of the files of split {split}: {_some(missing)}. "
             f"Copy them, or remove the folder and prepare it again: {_prepare(name, data_dir)}"
@@ -208,11 +208,6 @@ def _tfds(name, split, data_dir):
         multi_label=multi_label,
         in_chans=in_chans,
     )
-
-
-def base_of(split: str) -> str:
-    """``train`` of ``train[:90%]``."""
-    return split.partition("[")[0]
 
 
 def _keys(name, features):
