@@ -3,6 +3,7 @@
 from res2net_jax.arch import Arch
 from res2net_jax.checkpoint import save
 from res2net_jax.features import FeaturePyramid
+from res2net_jax.fusion import compile, fuse
 from res2net_jax.hub import create, load
 from res2net_jax.inference import Prediction, classify
 from res2net_jax.model import Res2Net
@@ -19,7 +20,9 @@ __all__ = [
     "Res2Net",
     "Variant",
     "classify",
+    "compile",
     "create",
+    "fuse",
     "get_variant",
     "list_models",
     "load",

@@ -53,6 +53,8 @@ def save(
     """
     from orbax.checkpoint import v1 as ocp
 
+    if model.bn1.folded:
+        raise ValueError("a fused model is for inference alone; save the one it was made from")
     folder = Path(folder).expanduser().absolute()
     metadata = describe(model, source=source, certificate=certificate)
     if jax.process_count() > 1:  # Orbax renames when all have written

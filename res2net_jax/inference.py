@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from res2net_jax.arch import natural
+from res2net_jax.backend import compiler_options
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import Picture, preprocess
 from res2net_jax.variants import VARIANTS
@@ -66,7 +67,7 @@ def classify(
             batch = np.stack([transform(picture) for picture in batch])
         padding = min(batch_size, len(images)) - len(batch)  # the last batch as large as the others: one compilation
         padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0))) if padding else batch
-        probabilities, indices = _top(model, jnp.asarray(padded), top_k)
+        probabilities, indices = _compiled_top()(model, jnp.asarray(padded), top_k)
         rows = zip(np.asarray(probabilities)[: len(batch)].tolist(), np.asarray(indices)[: len(batch)].tolist())
         answers += [[Prediction(names[i], p, i) for p, i in zip(*row)] for row in rows]
     return answers[0] if single else answers
@@ -101,6 +102,10 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     return tuple(tuple(line.split("\t")) for line in text.splitlines())
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _top(model, images, k):
-    return jax.lax.top_k(jax.nn.softmax(model(images).astype(jnp.float32)), k)
+@functools.cache
+def _compiled_top():
+    @functools.partial(jax.jit, static_argnums=2, compiler_options=compiler_options())
+    def top(model, images, k):
+        return jax.lax.top_k(jax.nn.softmax(model(images).astype(jnp.float32)), k)
+
+    return top

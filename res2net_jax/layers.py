@@ -91,8 +91,11 @@ class BatchNorm(nnx.Module):
         self.dtype = dtype
         self.use_running_average = False
         self.group_size = None
+        self.folded = False  # into the convolution before it, by res2net_jax.fuse
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        if self.folded:
+            return x
         out_dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
         shape = x.shape
         x = x.astype(jnp.promote_types(x.dtype, self.mean.dtype))

@@ -175,6 +175,8 @@ class Res2Net(nnx.Module):
 
     def train(self, mode: bool = True) -> "Res2Net":
         """Normalises by the batch, updates the running statistics and drops from here on; returns the model."""
+        if mode and self.bn1.folded:
+            raise ValueError("a fused model is for inference alone; train the one it was made from")
         self.set_attributes(use_running_average=not mode, deterministic=not mode)
         return self
 
@@ -228,7 +230,7 @@ class Res2Net(nnx.Module):
 
     def check_images(self, x) -> None:
         """Raises what a call of the model raises for ``x``, before anything is compiled."""
-        if isinstance(self.bn1.scale.get_value(), jax.ShapeDtypeStruct):
+        if isinstance(self.layer1[0].conv1.kernel.get_value(), jax.ShapeDtypeStruct):
             raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
         if jnp.ndim(x) != 4 or x.shape[-1] != self.in_chans:
             hint = ""

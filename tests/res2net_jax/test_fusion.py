@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import res2net_jax
+from res2net_jax.backend import compiler_options
+from res2net_jax.init import variables
+from res2net_jax.layers import BatchNorm
+
+SMALL = {"layers": (2, 1), "channels": (16, 32), "zero_init_last": False}
+OPTIONS = [
+    {},
+    {"stem_type": "deep", "stem_width": 16, "avg_down": True},
+    {"cardinality": 2, "scale": 3, "attn_layer": "se"},
+    {"replace_stem_pool": True},
+    {"replace_stem_pool": True, "aa_layer": "blurpc"},
+    {"num_classes": 0, "global_pool": "catavgmax", "act_layer": "silu"},
+]
+
+
+def random_model(param_dtype, **options):
+    model = res2net_jax.create("res2net50_26w_4s", param_dtype=param_dtype, **(SMALL | options)).eval()
+    rng = np.random.default_rng(0)
+    for path, leaf in variables(model).items():
+        if path.endswith((".scale", ".var")):
+            leaf.set_value(jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), param_dtype))
+        elif path.endswith((".bias", ".mean")):
+            leaf.set_value(jnp.asarray(rng.normal(0, 0.1, leaf.shape), param_dtype))
+    return model
+
+
+def images(dtype="float32", batch=2):
+    return jnp.asarray(np.random.default_rng(1).standard_normal((batch, 45, 64, 3)), dtype)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_fused_and_compiled_models_compute_the_same(options, x64):
+    model = random_model("float64", **options)
+    x = images("float64")
+    expected = model(x)
+    for run in (res2net_jax.fuse(model), res2net_jax.compile(model)):
+        assert np.abs(run(x) - expected).max() < 1e-13 * np.abs(expected).max()
+    assert np.array_equal(model(x), expected)  # the model itself is left as it was
+
+
+def test_fusion_leaves_one_kernel_and_one_bias_a_convolution():
+    fused = variables(res2net_jax.fuse(random_model("float32")))
+    assert {path.rsplit(".", 1)[1] for path in fused} == {"kernel", "bias"}
+    blurred = res2net_jax.fuse(random_model("float32", replace_stem_pool=True, aa_layer="blurpc"))
+    assert isinstance(blurred.maxpool[2], BatchNorm) and not blurred.maxpool[2].folded  # a blur lies between
+
+
+def test_bfloat16_stays_bfloat16():
+    model = random_model("float32", dtype=jnp.bfloat16)
+    compiled = res2net_jax.compile(model)(images())
+    assert compiled.dtype == jnp.bfloat16
+    plain = np.asarray(random_model("float32")(images()))
+    assert np.abs(np.asarray(compiled, "float32") - plain).max() < 0.05 * np.abs(plain).max()
+
+
+def test_what_a_fused_model_is_not_for(tmp_path):
+    model = random_model("float32")
+    fused = res2net_jax.fuse(model)
+    for misuse in (fused.train, lambda: res2net_jax.save(fused, tmp_path / "m")):
+        with pytest.raises(ValueError, match="for inference alone"):
+            misuse()
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        res2net_jax.compile(model.train())
+    assert res2net_jax.fuse(fused.eval()) is not None
+
+
+def test_options_of_the_backends():
+    assert compiler_options("tpu") == compiler_options("gpu") == {}
+    jax.jit(lambda x: x + 1, compiler_options=compiler_options("cpu"))(1.0)
