@@ -14,8 +14,6 @@ import numpy as np
 from train import imagenet_subsets
 from train.sources import PICTURES, Arrays, Files, Records, list_pictures
 
-SPLITS = ("train", "validation", "test")
-
 # TFDS sets that need a word of their own: the configuration to take, or the classes to score among.
 _CONFIGS = {"imagenet_v2": "imagenet_v2/matched-frequency"}
 _SUBSETS = {"imagenet_a": imagenet_subsets.IMAGENET_A, "imagenet_r": imagenet_subsets.IMAGENET_R}

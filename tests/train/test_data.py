@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from train.datasets import Dataset, open_dataset
 from train.sources import Arrays, Files
 from train.transforms import UnreadablePicture
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+ROOT = str(Path(__file__).parents[2])
 PLAIN = Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0)
 
 
@@ -397,7 +398,7 @@ def alive(group):
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
-            state, _, group_id = open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[:3]
+            state, _, group_id = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:3]
         except OSError:
             continue
         if int(group_id) == group and state != "Z":
@@ -421,7 +422,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 def test_signals_meant_for_the_program_leave_its_workers_at_work(tmp_path):
     process = start(tmp_path, 1)
     for pid in alive(process.pid):
-        if pid != process.pid and b"resource_tracker" not in open(f"/proc/{pid}/cmdline", "rb").read():
+        if pid != process.pid and b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)

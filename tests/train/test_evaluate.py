@@ -107,7 +107,7 @@ def test_eight_devices_count_as_one(digits_folder, expected, tmp_path):
     code, out, err = finish(run(*arguments, cwd=tmp_path, XLA_FLAGS=flags))
     assert code == 0, err
     assert f"{digits_folder} on digits, split test: 355 images of 16 x 16 (crop 1, bicubic)" in out
-    (row,) = csv.DictReader(open(tmp_path / "results-digits.csv"))
+    (row,) = csv.DictReader((tmp_path / "results-digits.csv").read_text().splitlines())
     assert {key: row[key] for key in ("top1", "top5")} == accuracies(expected)
     code, _, err = finish(run(*arguments[:-1], 100, cwd=tmp_path, XLA_FLAGS=flags))
     assert code == 2 and err == "error: a batch of 100 cannot be divided evenly over 8 devices\n"
@@ -129,7 +129,7 @@ def test_two_processes_of_two_devices_count_as_one(digits_folder, expected, tmp_
     )
     assert (code, other) == (0, 0), err + err_other
     assert "355 images" in out and "measured" not in silent
-    (row,) = csv.DictReader(open(tmp_path / "results-digits.csv"))
+    (row,) = csv.DictReader((tmp_path / "results-digits.csv").read_text().splitlines())
     assert {key: row[key] for key in ("top1", "top5")} == accuracies(expected)
 
 

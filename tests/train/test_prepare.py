@@ -149,7 +149,7 @@ def test_evaluate_command(data_dir, model_folder, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "on imagenet2012, split validation: 7 images of 224 x 224 (crop 0.875, bilinear)" in result.stdout
-    (row,) = csv.DictReader(open(tmp_path / "results-imagenet2012.csv"))
+    (row,) = csv.DictReader((tmp_path / "results-imagenet2012.csv").read_text().splitlines())
     assert row["model"] == str(model_folder) and row["img_size"] == "224"
     assert float(row["top1"]) + float(row["top1_err"]) == 100
 
@@ -168,7 +168,7 @@ def test_trained_and_evaluated_by_the_commands(data_dir, tmp_path):
     line = result.stdout.split("epoch 2.00: ")[1]
     top1, top5 = (float(line.split(f"{name} ")[1].split(" %")[0]) for name in ("top-1", "top-5"))
     assert top5 > 0, "it learnt nothing, so there is nothing to compare"
-    (row,) = csv.DictReader(open(tmp_path / "results-imagenet2012.csv"))
+    (row,) = csv.DictReader((tmp_path / "results-imagenet2012.csv").read_text().splitlines())
     assert (round(float(row["top1"]), 2), round(float(row["top5"]), 2)) == (top1, top5)
 
 
