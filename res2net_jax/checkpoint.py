@@ -18,7 +18,7 @@ import jax
 
 from res2net_jax.adapt import adapt
 from res2net_jax.arch import Arch, override
-from res2net_jax.files import leftover_prefix, lock, remove_leftovers, versions, writing
+from res2net_jax.files import has_leftovers, leftover_prefix, lock, remove_leftovers, versions, writing
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
@@ -86,13 +86,13 @@ def load(folder: str | os.PathLike, **options) -> Res2Net:
     try:
         return restore(folder, **options)
     except (FileNotFoundError, ValueError):
-        # Somebody may be replacing the folder, or have been killed in it: wait, set right, and look again.
         folder = Path(folder).expanduser().absolute()
-        if jax.process_count() > 1 or not os.access(folder.parent, os.W_OK):
+        if jax.process_count() > 1 or not (is_checkpoint(folder) or has_leftovers(folder)):
             raise
-        with lock(folder):
-            remove_leftovers(folder)
-            return restore(folder, **options)
+        if has_leftovers(folder):  # somebody is replacing the folder, or was killed in it: wait, and set right
+            with lock(folder):
+                remove_leftovers(folder)
+        return restore(folder, **options)
 
 
 def restore(

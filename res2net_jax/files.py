@@ -38,6 +38,11 @@ def leftover_prefix(folder: Path) -> str:
     return f".{folder.name}.tmp-"
 
 
+def has_leftovers(folder: Path) -> bool:
+    """Whether somebody is writing ``folder``, or was killed in it."""
+    return any(folder.parent.glob(leftover_prefix(folder) + "*"))
+
+
 def remove_leftovers(folder: Path) -> None:
     """Clears what killed writers of ``folder`` left, and puts back what they had moved. Call it under :func:`lock`."""
     for leftover in folder.parent.glob(leftover_prefix(folder) + "*"):

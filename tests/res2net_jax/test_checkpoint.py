@@ -103,6 +103,7 @@ def test_an_override_that_the_weights_do_not_fit(model, tmp_path):
 def test_what_is_no_checkpoint(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         res2net_jax.load(tmp_path / "none")
+    assert not list(tmp_path.iterdir())
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="is not a checkpoint"):
         res2net_jax.load(tmp_path / "empty")
