@@ -2,7 +2,7 @@
 
     python -m train.demo
 
-Two minutes on two cores, without a download, without torch. The folder ``demo`` then holds ``curves.png``,
+A minute or so on two cores, without a download, without torch. The folder ``demo`` then holds ``curves.png``,
 ``predictions.png`` and the run itself.
 """
 

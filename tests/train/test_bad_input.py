@@ -33,7 +33,7 @@ def command(*arguments, **environment):
     [
         ("epochs", 0, "epochs must be greater than 0; got 0"),
         ("ema", 1.5, "ema must be above 0 and at most 1; got 1.5"),
-        ("warmup_epochs", 40.0, "warmup_epochs 40.0 leave nothing of 40 epochs"),
+        ("warmup_epochs", 30.0, "warmup_epochs 30.0 leave nothing of 30 epochs"),
         ("accumulate", 3, "batch_size 64 cannot be cut into 3 equal parts"),
         ("batchnorm_group", 48, "batchnorm_group 48 does not divide the 64 images"),
     ],
