@@ -131,9 +131,8 @@ def _print_published(variant: Variant) -> None:
 def _print_checkpoint(folder: Path, metadata: dict[str, Any]) -> None:
     source, certificate = metadata["source"], metadata["certificate"]
     print(f"\nCheckpoint {folder}")
-    if source:
-        print(f"  from            {source['origin']}")
-        print(f"  SHA-256         {source['sha256']}")
+    for key, value in source.items():
+        print(f"  {key:<15} {value}")
     if not certificate["certified"]:
         print(f"  not certified   {certificate['reason']}")
         return

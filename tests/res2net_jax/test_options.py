@@ -200,7 +200,7 @@ def test_train_mode_with_drops_needs_a_key_and_is_reproducible():
     assert np.array_equal(model(x), model(x, jax.random.key(1)))
 
 
-def test_rates_equal_timm():
+def test_rates_equal_timm(x64):
     reference = timm_twin(DROPS)
     model = ours(DROPS)
     for ours_, theirs in zip(
@@ -278,7 +278,7 @@ def test_checkpointed_gradients_are_the_same(x64):
 
 
 @pytest.mark.parametrize("coarse", [True, False])
-def test_parameter_groups_equal_timm(coarse):
+def test_parameter_groups_equal_timm(coarse, x64):
     from timm.models import group_parameters
 
     from res2net_jax.groups import layer_depths
@@ -290,7 +290,7 @@ def test_parameter_groups_equal_timm(coarse):
     assert {porting.convert.torch_key(path): depth for path, depth in ours_.items()} == theirs
 
 
-def test_layer_decay_factors_equal_timm():
+def test_layer_decay_factors_equal_timm(x64):
     from timm.optim import param_groups_layer_decay
 
     from res2net_jax.groups import layer_scales
