@@ -56,9 +56,11 @@ def info(model: Annotated[str, tyro.conf.Positional], size: str = "224x224", cac
             print(f"\nNot in the cache yet: load({variant.name!r}) or python -m porting {variant.name} puts it there.")
             return
     metadata = checkpoint.read_metadata(folder)
-    _print_model(checkpoint.abstract_model(metadata), height, width)
-    if metadata["model"]["name"] in VARIANTS:
-        _print_published(get_variant(metadata["model"]["name"]))
+    described = checkpoint.abstract_model(metadata)
+    _print_model(described, height, width)
+    variant = VARIANTS.get(described.name)
+    if variant is not None and described.arch == variant.arch:
+        _print_published(variant)
     _print_checkpoint(folder, metadata)
 
 

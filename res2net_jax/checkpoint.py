@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import jax
 
 from res2net_jax.adapt import adapt
 from res2net_jax.arch import Arch, override
-from res2net_jax.files import has_leftovers, leftover_prefix, lock, remove_leftovers, versions, writing
+from res2net_jax.files import has_leftovers, leftover_prefix, lock, remove_leftovers, remove_tree, versions, writing
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
@@ -72,7 +71,7 @@ def save(
                 os.rename(folder, temporary / "old")
             os.rename(temporary / "new", folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_tree(temporary)
     return folder
 
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,16 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in folder.parent.glob(leftover_prefix(folder) + "*"):
         if (leftover / "old").exists() and not folder.exists():
             os.rename(leftover / "old", folder)
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove_tree(leftover)
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes ``folder``; after a failed save Orbax may still be writing to it in other threads for a moment."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+        if not folder.exists():
+            return
 
 
 @contextlib.contextmanager

@@ -230,7 +230,7 @@ class Res2Net(nnx.Module):
 
     def check_images(self, x) -> None:
         """Raises what a call of the model raises for ``x``, before anything is compiled."""
-        if isinstance(self.layer1[0].conv1.kernel.get_value(), jax.ShapeDtypeStruct):
+        if isinstance(jax.tree.leaves(self.conv1)[0], jax.ShapeDtypeStruct):
             raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
         if jnp.ndim(x) != 4 or x.shape[-1] != self.in_chans:
             hint = ""

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from res2net_jax.checkpoint import describe
+from res2net_jax.files import remove_tree
 from res2net_jax.model import Res2Net
 from train.config import Config, differences, to_json
 from train.report import say
@@ -140,6 +141,9 @@ class Checkpoints:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):  # of failed saves
+                remove_tree(leftover)
 
     def _settle(self):
         """Waits for the save under way; False if it failed in any process."""

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import res2net_jax
 from res2net_jax import checkpoint, command_line, hub
+from res2net_jax.backend import compiler_options
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Accuracy, Preprocessing
 from train import devices, imagenet_subsets, metrics
@@ -98,7 +99,7 @@ def evaluate(
     replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     graphdef, weights = nnx.split(model.eval())
 
-    @jax.jit
+    @jax.jit(compiler_options=compiler_options())
     def step(weights, batch, sums):
         images = normalise(batch["image"], preprocessing.mean, preprocessing.std, model.param_dtype)
         # Whole float32 products: GPUs and TPUs would round the factors, and a few answers with them.

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import res2net_jax
 from res2net_jax import command_line
+from res2net_jax.backend import compiler_options
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
 from train import devices, rehearsal
@@ -84,9 +85,12 @@ def main(config: Config, stop: StopRequest) -> int:
         make_train_step(model, config, epoch, setting.mean, setting.std),
         donate_argnums=0,
         out_shardings=(replicated, replicated),
+        compiler_options=compiler_options(),
     )
     eval_step = jax.jit(
-        make_eval_step(model, config, setting.mean, setting.std, eval_set.class_subset), out_shardings=replicated
+        make_eval_step(model, config, setting.mean, setting.std, eval_set.class_subset),
+        out_shardings=replicated,
+        compiler_options=compiler_options(),
     )
 
     # ---- State: fresh, or as the run in config.output left it.
@@ -223,12 +227,12 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
 
 
 def preprocessing(config: Config, model: Res2Net) -> Preprocessing:
-    """How evaluation images are made: as for the trained weights or as published, at ``config.size``."""
+    """How evaluation images are made: as for the weights the run began with, or as published, at ``config.size``."""
     published = VARIANTS[model.name].preprocessing if model.name in VARIANTS else Preprocessing()
     setting = model.preprocessing or published
-    if len(setting.mean) != model.in_chans:  # as train.augment.normalise does it
-        mean, std = ((float(np.mean(values)),) * model.in_chans for values in (setting.mean, setting.std))
-        setting = dataclasses.replace(setting, mean=mean, std=std)
+    if model.in_chans != len(setting.mean):  # grey images, say: the average of the RGB constants
+        means = {name: float(np.mean(getattr(setting, name))) for name in ("mean", "std")}
+        setting = dataclasses.replace(setting, **{name: (mean,) * model.in_chans for name, mean in means.items()})
     return dataclasses.replace(setting, size=config.size, crop_pct=config.eval_crop_pct or setting.crop_pct)
 
 
