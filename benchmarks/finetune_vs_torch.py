@@ -184,13 +184,13 @@ def compare(folder: Path, seeds: tuple[int, ...]) -> None:
     titles = [*(f"seed {seed}" for seed in seeds), "mean"]
     head = ("top-1 (%)", "res2net_jax", "torch", "torch, fed with our batches")
     print(table([head, *((title, *(f"{value:.2f}" for value in row)) for title, row in zip(titles, rows))]))
-    print(
-        f"torch {torch.__version__}, timm {timm.__version__}; {len(list((pictures / 'val').rglob('*.png')))} held-out pictures of 5 classes"
-    )
+    count = len(held_out.dataset)
+    print(f"{count} held-out pictures of 5 classes; torch {torch.__version__}, timm {timm.__version__}")
 
 
 def run(arguments: list[str]) -> None:
     """The command."""
+    torch.set_num_threads(1)  # the model is so small that several would only wait for each other
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.finetune_vs_torch")
     with tempfile.TemporaryDirectory() as temporary:
         compare(options.folder or Path(temporary), options.seeds)
