@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from train.datasets import Dataset
@@ -25,7 +25,7 @@ def warn_of_duplicates(train_set: Dataset, eval_set: Dataset) -> None:
     sources = train_set.source, eval_set.source
     if not all(isinstance(source, Files) for source in sources) or sum(map(len, sources)) > MOST:
         return
-    pairs = list(duplicates(*sources))
+    pairs = duplicates(*sources)
     if pairs:
         some = "".join(f"\n  {there} = {here}" for here, there in pairs[:3])
         more = f"\n  and {len(pairs) - 3} more" if len(pairs) > 3 else ""
@@ -36,17 +36,16 @@ def warn_of_duplicates(train_set: Dataset, eval_set: Dataset) -> None:
         )
 
 
-def duplicates(first: Files, second: Files) -> Iterator[tuple[str, str]]:
-    """``(path in first, path in second)`` of each file of ``second`` whose bytes are those of one in ``first``."""
+def duplicates(first: Files, second: Files) -> list[tuple[str, str]]:
+    """``(path in first, path in second)`` of the files of ``second`` whose bytes are those of one in ``first``."""
     mine = {first.name(i) for i in range(len(first))}
     theirs = {second.name(i) for i in range(len(second))}
     for same in (os.path.getsize, _digest_of_head, _digest):
         groups = _groups(mine, same), _groups(theirs, same)
         common = groups[0].keys() & groups[1].keys()
         mine, theirs = ({path for key in common for path in group[key]} for group in groups)
-    for key in common:
-        for path in groups[1][key]:
-            yield min(groups[0][key]), path
+    pairs = [(min(groups[0][key]), path) for key in common for path in groups[1][key]]
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def _groups(paths: Iterable[str], key):
