@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-import res2net_jax
 from porting.convert import state_dict, to_numpy
 from porting.export import export
 from res2net_jax.command_line import main, table
@@ -40,7 +39,7 @@ from train import imagenet
 from train.config import Config, parse
 from train.data import train_batches
 from train.datasets import open_dataset
-from train.imagenet import preprocessing
+from train.imagenet import build_model, preprocessing
 from train.report import read_rows
 
 LAYERS, CHANNELS = (1, 1, 1, 1), (16, 32, 48, 64)
@@ -162,7 +161,7 @@ def compare(folder: Path, seeds: tuple[int, ...]) -> None:
         output = folder / f"finetuned{seed}"
         arguments = command(pictures, checkpoints, output, seed)
         config = parse(arguments, "train")
-        start = res2net_jax.load(checkpoints, num_classes=5)
+        start = build_model(config, open_dataset(config.dataset, config.train_split))
         setting = preprocessing(config, start)
         torch.manual_seed(seed)
         train, held_out = loaders(pictures, config, setting)

@@ -210,9 +210,8 @@ def run_evaluation(
 
 
 def build_model(config: Config, dataset: Dataset) -> Res2Net:
-    """The model to train, fresh or (``config.pretrained``) trained, with a classifier for ``dataset``."""
+    """The model to train, fresh or (``config.pretrained``) trained; the classifier is kept if its classes are the set's."""
     options = {
-        "num_classes": dataset.num_classes,
         "in_chans": dataset.in_chans,
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.promote_types(config.dtype, jnp.float32),
@@ -220,8 +219,11 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
     }
     if config.pretrained:
         model = res2net_jax.load(config.model, **options)
-    else:
-        model = res2net_jax.create(config.model, rngs=config.seed, zero_init_last=config.zero_init_last, **options)
+        if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
+            model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
+        return model
+    options |= {"num_classes": dataset.num_classes, "zero_init_last": config.zero_init_last}
+    model = res2net_jax.create(config.model, rngs=config.seed, **options)
     model.class_names = dataset.class_names
     return model
 

@@ -158,6 +158,20 @@ def test_a_frozen_backbone_is_used_as_in_evaluation(pretrained):
     assert float(metrics["loss"]) == pytest.approx(float(sums["loss"]) / 16, rel=1e-5)
 
 
+def test_the_classifier_is_kept_for_the_same_classes_alone(pretrained, tmp_path):
+    def classifier(names, seed):
+        dataset = imagenet.Dataset("set", "train", [], len(names), class_names=names)
+        model = imagenet.build_model(finetune(pretrained, tmp_path, tmp_path, seed=seed), dataset)
+        assert model.class_names == names
+        return np.asarray(model.fc.kernel[...])
+
+    trained = np.asarray(res2net_jax.load(pretrained).fc.kernel[...])
+    assert np.array_equal(classifier(tuple("01234"), seed=1), trained)
+    other = classifier(tuple("56789"), seed=1)
+    assert other.shape == trained.shape and np.abs(other).max() <= trained.shape[0] ** -0.5
+    assert not np.array_equal(other, classifier(tuple("56789"), seed=2))
+
+
 def test_nothing_is_frozen_that_was_never_trained(capsys):
     with pytest.raises(ValueError, match="freeze keeps the backbone as it is.*add --pretrained"):
         Config(freeze="backbone")
