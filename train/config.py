@@ -20,7 +20,7 @@ class Config:
     model: str = "res2net50_26w_4s"
     """A name of res2net_jax.list_models(), or with --pretrained also a checkpoint folder."""
     pretrained: bool = False
-    """Start from trained weights (res2net_jax.load); the classifier is fresh unless the classes are the same by name."""
+    """Start from trained weights (res2net_jax.load); the classifier is fresh unless the classes are the same."""
     layers: tuple[int, ...] | None = None
     """Blocks in each stage, instead of the model's own."""
     channels: tuple[int, ...] | None = None

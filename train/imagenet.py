@@ -210,7 +210,7 @@ def run_evaluation(
 
 
 def build_model(config: Config, dataset: Dataset) -> Res2Net:
-    """The model to train, fresh or (``config.pretrained``) trained; the classifier is kept if its classes are the set's."""
+    """The model to train, fresh or (``config.pretrained``) trained; its classifier is kept for the same classes."""
     options = {
         "in_chans": dataset.in_chans,
         "dtype": jnp.dtype(config.dtype),
