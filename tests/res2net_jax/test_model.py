@@ -149,7 +149,7 @@ def test_batch_norm_of_one_value_says_so():
         (AvgPool(3, 1, padding=(1, 1)), torch.nn.AvgPool2d(3, 1, 1)),
         (AvgPool(2, 2, ceil_mode=True), torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)),
     ],
-    ids=str,
+    ids=["max", "avg3 stride 2", "avg3 stride 1", "avg2 ceil"],
 )
 def test_pools_equal_torch(ours, theirs, size, x64):
     x = images((2, *size, 3), "float64")
