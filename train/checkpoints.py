@@ -7,7 +7,6 @@ batch depends on nothing but the seed and the step. The metadata holds the confi
 checksum of all arrays, since Orbax itself does not notice a flipped bit.
 """
 
-import dataclasses
 import logging
 import os
 import sys
@@ -22,7 +21,6 @@ from orbax.checkpoint import v1 as ocp
 from res2net_jax.checkpoint import describe
 from res2net_jax.files import remove_tree
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import Preprocessing
 from train.config import Config, differences, to_json
 from train.report import say
 from train.step import State, evaluated, fingerprint
@@ -41,18 +39,18 @@ class Checkpoints:
     Args:
         folder: Parent of the numbered folders; shared by all processes.
         config: The run's config.
-        model: The model, for the description that :func:`res2net_jax.load` reads.
-        preprocessing: How evaluation images are made, for ``python -m train.evaluate``.
+        model: The model, for the description that :func:`res2net_jax.load` reads: its architecture, class names
+            and preprocessing.
     """
 
-    def __init__(self, folder: Path, config: Config, model: Res2Net, preprocessing: Preprocessing):
+    def __init__(self, folder: Path, config: Config, model: Res2Net):
         # When files are damaged or a disk is full, these print a traceback for every array; _warn says it in a line.
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self.config = config
         source = {"trained by": "python -m train.imagenet", "dataset": config.dataset}
-        self._description = {**describe(model, source=source), "preprocessing": dataclasses.asdict(preprocessing)}
+        self._description = describe(model, source=source)
         self._fingerprint = jax.jit(fingerprint)
         self._retry_after = max(1, config.checkpoint_every // 10)
         self._check_at = None

@@ -20,7 +20,7 @@ class Config:
     model: str = "res2net50_26w_4s"
     """A name of res2net_jax.list_models(), or with --pretrained also a checkpoint folder."""
     pretrained: bool = False
-    """Start from trained weights (res2net_jax.load); the classifier is fresh if the classes differ in number."""
+    """Start from trained weights (res2net_jax.load); the classifier is fresh unless the classes are the same."""
     layers: tuple[int, ...] | None = None
     """Blocks in each stage, instead of the model's own."""
     channels: tuple[int, ...] | None = None
@@ -84,6 +84,8 @@ class Config:
     """Also decay the norms' scales and all biases."""
     layer_decay: float | None = None
     """Factor on the learning rate for each block further from the classifier (e.g. 0.8, for fine-tuning)."""
+    freeze: Literal["backbone"] | None = None
+    """Train the classifier alone: the backbone keeps its weights, and its norms use and keep their statistics."""
     label_smoothing: float = 0.1
     """Probability spread evenly over all classes."""
     clip_norm: float | None = None
@@ -273,6 +275,8 @@ def _validate(config):
             value = getattr(config, name)
             if value is not None and not holds(value):
                 raise ValueError(f"{name} must be {expected}; got {value!r}")
+    if config.freeze and not config.pretrained:
+        raise ValueError("freeze keeps the backbone as it is, which makes sense for a trained one; add --pretrained")
     if config.warmup_epochs >= config.epochs:
         raise ValueError(f"warmup_epochs {config.warmup_epochs} leave nothing of {config.epochs} epochs")
     if config.batch_size % config.accumulate:

@@ -139,6 +139,8 @@ def _classes(root):
     names = [child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")]
     if not names:
         raise ValueError(f"{root} has no sub-folders; expected one for each class, with its pictures inside")
+    if broken := [name for name in names if name.encode(errors="ignore").decode() != name]:
+        raise ValueError(f"{root} has folders whose names are not UTF-8: {_some([*map(ascii, broken)])}. Rename them")
     # Numbered folders count as numbers (ImageNet-V2's archive): 10 comes after 9.
     return sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None)
 

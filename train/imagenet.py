@@ -29,6 +29,8 @@ from train.checkpoints import Checkpoints, NotSaved
 from train.config import Config, parse, write_json
 from train.data import eval_batches, steps_per_epoch, train_batches
 from train.datasets import Dataset, open_dataset
+from train.duplicates import warn_of_duplicates
+from train.mistakes import draw_mistakes
 from train.report import Report
 from train.signals import StopRequest
 from train.step import evaluated, init_state, make_eval_step, make_train_step, zero_sums
@@ -78,7 +80,7 @@ def main(config: Config, stop: StopRequest) -> int:
 
     # ---- Model
     model = build_model(config, train_set)
-    setting = preprocessing(config, model)
+    setting = model.preprocessing = preprocessing(config, model)
     train_step = jax.jit(
         make_train_step(model, config, epoch, setting.mean, setting.std),
         donate_argnums=0,
@@ -100,7 +102,7 @@ def main(config: Config, stop: StopRequest) -> int:
         rehearsal.time_steps(config, state, train_step, place)
         return 0
     output = Path(config.output).expanduser()
-    checkpoints = Checkpoints(output / "checkpoints", config, model, setting)
+    checkpoints = Checkpoints(output / "checkpoints", config, model)
     restored = checkpoints.restore(state)
     state, evaluation = restored or (state, None)
     done = int(state["step"])
@@ -110,6 +112,8 @@ def main(config: Config, stop: StopRequest) -> int:
     # ---- Loop
     report = Report(output, config, start=done, total=total, steps_per_epoch=epoch, visible=jax.process_index() == 0)
     report.say(_introduction(config, model, train_set, eval_set, epoch, done, total))
+    if jax.process_index() == 0:
+        warn_of_duplicates(train_set, eval_set)
     # It decodes the first batches while the step compiles.
     batches = train_batches(
         train_set,
@@ -123,7 +127,7 @@ def main(config: Config, stop: StopRequest) -> int:
     )
     batches.start_prefetch()
 
-    def evaluate() -> tuple[dict | None, int]:
+    def evaluate() -> tuple[dict | None, dict, int]:
         held_out = eval_batches(
             eval_set,
             preprocessing=setting,
@@ -138,7 +142,7 @@ def main(config: Config, stop: StopRequest) -> int:
 
     # Stopped in the middle of an evaluation, a run begins with it.
     evaluation_due = evaluation is None and _is_evaluated(done, total, epoch, config)
-    save_due, signum, pending = False, 0, None
+    save_due, signum, pending, answers = False, 0, None, {}
     try:
         while True:
             if evaluation_due or save_due or signum:
@@ -146,13 +150,15 @@ def main(config: Config, stop: StopRequest) -> int:
                 signum, pending = _settle(pending, report) or signum, None
                 evaluation = None
                 if evaluation_due and not signum:
-                    evaluation, signum = evaluate()
+                    evaluation, answers, signum = evaluate()
                 if signum:
                     checkpoints.finish(done, state)
                     report.say(f"Saved at step {done} of {total}; the same command goes on from here.")
                     return 128 + signum
                 if evaluation:
                     report.evaluation(done, evaluation)
+                    if done >= total and jax.process_index() == 0:
+                        draw_mistakes(output, eval_set, model, answers)
                 checkpoints.save(done, state, evaluation)
             if done >= total:
                 break
@@ -181,27 +187,31 @@ def main(config: Config, stop: StopRequest) -> int:
 
 def run_evaluation(
     eval_step: Callable, weights: dict, batches: Iterable[dict], sums: dict
-) -> tuple[dict[str, float] | None, int]:
-    """The result over all batches and 0, or None and the signal that came in between.
+) -> tuple[dict[str, float] | None, dict[str, np.ndarray], int]:
+    """The result over all batches, the answers and 0; or None, {} and the signal that came in between.
 
-    A result is ``top1`` and ``top5`` in per cent, the mean ``loss``, and ``count``, the number of examples.
+    A result is ``top1`` and ``top5`` in per cent, the mean ``loss``, and ``count``, the number of examples. The answers
+    are those of :func:`train.step.make_eval_step`, of all examples in the order of the data set, in every process.
     """
+    answers = []
     for batch in batches:
-        before, sums = sums, eval_step(weights, batch, sums)
+        before, (sums, batch_answers) = sums, eval_step(weights, batch, sums)
+        answers.append(batch_answers)
         if signum := int(before["stop"]):
-            return None, signum
-    sums = jax.device_get(sums)
+            return None, {}, signum
+    sums, answers = jax.device_get((sums, answers))
     if sums["stop"]:
-        return None, int(sums["stop"])
+        return None, {}, int(sums["stop"])
     count = int(sums["count"])
     accuracies = {name: 100 * int(sums[name]) / count for name in ("top1", "top5")}
-    return {**accuracies, "loss": float(sums["loss"]) / count, "count": count}, 0
+    # Only the end is padded: process p holds the p-th share of each batch, in the order of the data set.
+    answers = {name: np.concatenate([batch[name] for batch in answers])[:count] for name in answers[0]}
+    return {**accuracies, "loss": float(sums["loss"]) / count, "count": count}, answers, 0
 
 
 def build_model(config: Config, dataset: Dataset) -> Res2Net:
-    """The model to train, fresh or (``config.pretrained``) trained, with a classifier for ``dataset``."""
+    """The model to train, fresh or (``config.pretrained``) trained; its classifier is kept for the same classes."""
     options = {
-        "num_classes": dataset.num_classes,
         "in_chans": dataset.in_chans,
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.promote_types(config.dtype, jnp.float32),
@@ -209,15 +219,19 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
     }
     if config.pretrained:
         model = res2net_jax.load(config.model, **options)
-    else:
-        model = res2net_jax.create(config.model, rngs=config.seed, zero_init_last=config.zero_init_last, **options)
+        if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
+            model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
+        return model
+    options |= {"num_classes": dataset.num_classes, "zero_init_last": config.zero_init_last}
+    model = res2net_jax.create(config.model, rngs=config.seed, **options)
     model.class_names = dataset.class_names
     return model
 
 
 def preprocessing(config: Config, model: Res2Net) -> Preprocessing:
-    """How evaluation images are made: the model's published setting at ``config.size``."""
-    setting = VARIANTS[model.name].preprocessing if model.name in VARIANTS else Preprocessing()
+    """How evaluation images are made: as for the weights the run began with, or as published, at ``config.size``."""
+    published = VARIANTS[model.name].preprocessing if model.name in VARIANTS else Preprocessing()
+    setting = model.preprocessing or published
     if model.in_chans != len(setting.mean):  # grey images, say: the average of the RGB constants
         means = {name: float(np.mean(getattr(setting, name))) for name in ("mean", "std")}
         setting = dataclasses.replace(setting, **{name: (mean,) * model.in_chans for name, mean in means.items()})

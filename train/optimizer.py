@@ -1,16 +1,17 @@
 """SGD as torch.optim.SGD does it, and the learning rate over the steps."""
 
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from res2net_jax.groups import layer_scales
+from res2net_jax.model import Res2Net
 from train.config import Config
 
 
-def make_optimizer(config: Config, paths: list[str]) -> optax.GradientTransformation:
+def make_optimizer(config: Config, model: Res2Net) -> optax.GradientTransformation:
     """Gradients -> update directions, before the learning rate: ``params -= lr * direction``.
 
     In torch's order (torch.optim.SGD): clip, add ``weight_decay * parameter``, momentum. A dampening
@@ -19,7 +20,7 @@ def make_optimizer(config: Config, paths: list[str]) -> optax.GradientTransforma
 
     Args:
         config: The run's config.
-        paths: The parameters' paths, e.g. ``"layer1.0.conv1.kernel"``.
+        model: Whose parameters, or some of them, are optimised, in flat dicts under their paths.
     """
     chain = []
     if config.clip_norm is not None:
@@ -30,7 +31,7 @@ def make_optimizer(config: Config, paths: list[str]) -> optax.GradientTransforma
     if config.momentum:
         chain.append(optax.trace(config.momentum, nesterov=config.nesterov))
     if config.layer_decay is not None:
-        chain.append(_scale_by(layer_factors(paths, config.layer_decay)))
+        chain.append(_scale_by(layer_scales(model, config.layer_decay)))
     return optax.chain(*chain)
 
 
@@ -48,21 +49,6 @@ def learning_rate(config: Config, step: jax.Array | int, steps_per_epoch: int) -
     else:
         lr = config.peak_lr * 0.5 * (1 + jnp.cos(jnp.minimum((step - warmup) / (total - warmup), 1) * math.pi))
     return jnp.where(step < warmup, config.peak_lr * (step + 1) / max(warmup, 1), lr)
-
-
-def layer_factors(paths: list[str], decay: float) -> dict[str, float]:
-    """``decay ** n`` for a parameter n blocks below the classifier; all of the stem counts as one block."""
-    blocks = {path: _block(path) for path in paths}
-    order = sorted(set(blocks.values()))
-    return {path: decay ** (len(order) - 1 - order.index(block)) for path, block in blocks.items()}
-
-
-def _block(path):
-    """Sorts from the stem up: (0, 0), (1, 0), (1, 1), ... and the classifier last."""
-    if path.startswith("fc."):
-        return (math.inf, 0)
-    block = re.match(r"layer(\d+)\.(\d+)\.", path)
-    return (int(block[1]), int(block[2])) if block else (0, 0)
 
 
 def _scale_by(factors):

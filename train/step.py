@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, UInt32
@@ -26,12 +27,12 @@ State = dict[str, dict]
 def init_state(model: Res2Net, config: Config) -> State:
     """The state before the first step, from the weights that ``model`` holds."""
     params, stats = split(model)
-    optimizer = make_optimizer(config, list(params))
+    trained, _ = partition(params, config)
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "stats": stats,
-        "momentum": optimizer.init(params),
+        "momentum": make_optimizer(config, model).init(trained),
         # A copy: the state is donated, and one buffer must not be donated twice.
         "ema": jax.tree.map(jnp.copy, {**params, **stats}) if config.ema is not None else {},
     }
@@ -45,6 +46,12 @@ def split(model: Res2Net) -> tuple[dict[str, Array], dict[str, Array]]:
     return params, stats
 
 
+def partition(params: dict[str, Array], config: Config) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The parameters that are trained and the frozen ones (``config.freeze``); only the first have momentum."""
+    trained = {path: p for path, p in params.items() if config.freeze is None or path.startswith("fc.")}
+    return trained, {path: p for path, p in params.items() if path not in trained}
+
+
 def make_train_step(
     model: Res2Net, config: Config, steps_per_epoch: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[State, dict], tuple[State, dict]]:
@@ -56,29 +63,28 @@ def make_train_step(
     the flags, by which all processes agree to end at the same step.
     """
     forward = make_forward(model, config, training=True)
-    params, _ = split(model)
-    optimizer = make_optimizer(config, list(params))
+    optimizer = make_optimizer(config, model)
 
-    def part_loss(params, stats, images, targets, key):
-        logits, stats = forward(params, stats, images, key)
+    def part_loss(trained, frozen, stats, images, targets, key):
+        logits, stats = forward({**trained, **frozen}, stats, images, key)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         correct = (logits.argmax(-1) == targets.argmax(-1)).mean(dtype=loss.dtype)
         return loss, (stats, correct)
 
-    def gradient(params, stats, images, targets, key):
+    def gradient(trained, frozen, stats, images, targets, key):
         """Mean over ``config.accumulate`` parts; the statistics pass through them in turn."""
         grad = jax.value_and_grad(part_loss, has_aux=True)
         if config.accumulate == 1:
-            (loss, (stats, correct)), grads = grad(params, stats, images, targets, key)
+            (loss, (stats, correct)), grads = grad(trained, frozen, stats, images, targets, key)
             return grads, stats, loss, correct
 
         def add(carry, part):
             (grads, stats), (images, targets, key) = carry, part
-            (loss, (stats, correct)), new = grad(params, stats, images, targets, key)
+            (loss, (stats, correct)), new = grad(trained, frozen, stats, images, targets, key)
             return (jax.tree.map(jnp.add, grads, new), stats), (loss, correct)
 
-        start = jax.tree.map(jnp.zeros_like, params), stats
+        start = jax.tree.map(jnp.zeros_like, trained), stats
         parts = _parts(images), _parts(targets), jax.random.split(key, config.accumulate)
         (grads, stats), (losses, correct) = jax.lax.scan(add, start, parts)
         return jax.tree.map(lambda g: g / config.accumulate, grads), stats, losses.mean(), correct.mean()
@@ -88,13 +94,15 @@ def make_train_step(
         return jnp.moveaxis(x.reshape(-1, config.accumulate, *x.shape[1:]), 1, 0)
 
     def train_step(state: State, batch: dict) -> tuple[State, dict]:
-        step, params = state["step"], state["params"]
+        step = state["step"]
+        trained, frozen = partition(state["params"], config)
         augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
         images, targets = _augmented(augment_key, batch["image"], batch["label"], model.num_classes, config, mean, std)
-        grads, stats, loss, correct = gradient(params, state["stats"], images, targets, model_key)
-        directions, momentum = optimizer.update(grads, state["momentum"], params)
+        grads, stats, loss, correct = gradient(trained, frozen, state["stats"], images, targets, model_key)
+        directions, momentum = optimizer.update(grads, state["momentum"], trained)
         lr = learning_rate(config, step, steps_per_epoch)
-        params = {path: p - lr.astype(p.dtype) * directions[path] for path, p in params.items()}
+        trained = {path: p - lr.astype(p.dtype) * directions[path] for path, p in trained.items()}
+        params = {path: trained.get(path, p) for path, p in state["params"].items()}
         ema = state["ema"]
         if config.ema is not None:
             ema = _average(ema, {**params, **stats}, config.ema, step)
@@ -112,24 +120,31 @@ def make_eval_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     class_subset: tuple[int, ...] | None = None,
-) -> Callable[[dict, dict, dict], dict]:
-    """``(weights, batch, sums) -> sums``: adds a batch's ``loss``, ``top1``, ``top5`` and ``count`` to ``sums``.
+) -> Callable[[dict, dict, dict], tuple[dict, dict]]:
+    """``(weights, batch, sums) -> (sums, answers)``: adds ``loss``, ``top1``, ``top5`` and ``count`` of a batch.
 
     ``weights`` are parameters and statistics in one dict. A batch is ``{"image", "label", "mask": bool [b], "stop"}``;
-    masked images, which only fill the last batch up, count nowhere. Start from :func:`zero_sums`.
+    masked images, which only fill the last batch up, count nowhere. Start from :func:`zero_sums`. The answers are the
+    batch's ``label``, the likeliest class as ``prediction``, and its ``probability``, each of shape [b].
     """
     forward = make_forward(model, config, training=False)
 
-    def eval_step(weights: dict, batch: dict, sums: dict) -> dict:
+    def eval_step(weights: dict, batch: dict, sums: dict) -> tuple[dict, dict]:
         dtype = _dtype(config)
         logits, _ = forward(weights, {}, augment.normalise(batch["image"], mean, std, dtype))
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         counts = metrics.count(logits, batch["label"], batch["mask"], class_subset)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))
         counts = {**counts, "loss": jnp.sum(losses * batch["mask"])}
-        return {name: sums[name] + counts[name] for name in counts} | {
+        sums = {name: sums[name] + counts[name] for name in counts} | {
             "stop": jnp.maximum(sums["stop"], batch["stop"].max())
         }
+        if class_subset is not None:
+            others = np.setdiff1d(np.arange(model.num_classes), class_subset)
+            logits = logits.at[:, others].set(-jnp.inf)
+        probabilities = jax.nn.softmax(logits)
+        answers = {"label": batch["label"], "prediction": logits.argmax(-1), "probability": probabilities.max(-1)}
+        return sums, answers
 
     return eval_step
 
@@ -150,7 +165,7 @@ def make_forward(
     """
     model.train(training)
     if training:
-        model.set_attributes(group_size=config.batchnorm_group)
+        model.set_attributes(group_size=config.batchnorm_group, use_running_average=config.freeze == "backbone")
         model.set_grad_checkpointing(config.remat)
     graphdef, leaves = nnx.split(model)
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), leaves)

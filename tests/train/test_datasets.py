@@ -1,5 +1,6 @@
 """Names to data sets: what is found, and what is said when it is not there or not what it should be."""
 
+import os
 import pickle
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_validation_classes_that_were_never_trained(tmp_path):
     make_folder(tmp_path / "val", {"a": ["4.png"], "new": ["5.png"]})
     with pytest.raises(ValueError, match="classes that the training folder has not: new"):
         open_dataset(f"folder:{tmp_path}", "validation")
+
+
+def test_a_folder_name_that_is_no_text(tmp_path):
+    make_folder(tmp_path, {"a": ["1.png"]})
+    broken = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    try:
+        os.mkdir(broken)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    with pytest.raises(ValueError, match=r"names are not UTF-8: 'caf\\udce9'. Rename them"):
+        open_dataset(f"folder:{tmp_path}", "train")
 
 
 def test_missing_folder(tmp_path):

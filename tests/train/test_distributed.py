@@ -37,6 +37,8 @@ def test_devices_and_processes_change_nothing(finish, tmp_path, switches):
         (other,) = [row for row in read_rows(tmp_path / name / "metrics.csv") if row["val_top1"]]
         # 355 test digits: the last batch is padded in every layout, and with 8 devices some of them see only padding.
         assert (other["val_count"], other["val_top1"], other["val_top5"]) == ("355", row["val_top1"], row["val_top5"])
+        for picture in ("confusion.png", "mistakes.png"):
+            assert (tmp_path / name / picture).read_bytes() == (tmp_path / "one" / picture).read_bytes()
 
 
 def test_a_run_goes_on_with_another_number_of_processes(finish, tmp_path):

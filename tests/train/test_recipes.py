@@ -12,7 +12,7 @@ import res2net_jax
 from train.config import RECIPES, Config, parse, to_json
 from train.data import Augment
 from train.imagenet import main
-from train.optimizer import layer_factors, learning_rate, make_optimizer
+from train.optimizer import learning_rate, make_optimizer
 from train.report import read_rows
 from train.signals import StopRequest
 from train.step import init_state, make_train_step
@@ -123,7 +123,7 @@ def test_learning_rate(schedule):
 def test_decay_mask_leaves_norms_and_biases_alone():
     params = {"conv1.kernel": jnp.ones((1, 1, 1, 1)), "bn1.scale": jnp.ones(1), "fc.bias": jnp.ones(1)}
     config = Config(decay_all=False, momentum=0, weight_decay=0.5)
-    optimizer = make_optimizer(config, list(params))
+    optimizer = make_optimizer(config, res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,)))
     directions, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     assert {path: float(d.sum()) for path, d in directions.items()} == {
         "conv1.kernel": 0.5,
@@ -132,17 +132,20 @@ def test_decay_mask_leaves_norms_and_biases_alone():
     }
 
 
-def test_layer_factors():
+def test_layer_decay_slows_a_block_by_its_distance_from_the_classifier():
+    model = res2net_jax.create("res2net50_26w_4s", layers=(2, 1), channels=(8, 8), num_classes=2)
     paths = [
         "conv1.kernel",
         "bn1.scale",
         "layer1.0.conv1.kernel",
         "layer1.1.bn1.bias",
-        "layer2.0.convs.0.kernel",
+        "layer2.0.conv3.kernel",
         "fc.bias",
     ]
-    factors = layer_factors(paths, 0.5)
-    assert factors == dict(zip(paths, [0.0625, 0.0625, 0.125, 0.25, 0.5, 1]))
+    gradients = {path: jnp.ones(3) for path in paths}
+    optimizer = make_optimizer(Config(layer_decay=0.5, momentum=0, weight_decay=0), model)
+    directions, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    assert [float(directions[path][0]) for path in paths] == [0.0625, 0.0625, 0.125, 0.25, 0.5, 1]
 
 
 def test_bfloat16_follows_float32():
