@@ -38,8 +38,8 @@ def explain(
         model: In eval mode, with a classifier.
         images: Normalised images.
         method: ``"gradcam"`` or ``"gradcam++"``.
-        stage: ``"act1"`` (the stem), ``"layer1"`` to ``"layer4"``; by default the last. Early ones are finer in place, late
-            ones in meaning.
+        stage: ``"act1"`` (the stem), ``"layer1"`` to ``"layer4"``; by default the last. Early ones are finer in place,
+            late ones in meaning.
         classes: One class for all images, one an image, or several an image. None takes each image's likeliest.
 
     Returns:
@@ -52,10 +52,7 @@ def explain(
     """
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}; choose {' or '.join(METHODS)}")
-    stages = [info["module"] for info in model.feature_info]
-    stage = stages[-1] if stage is None else stage
-    if stage not in stages:
-        raise ValueError(f"there is no stage {stage!r}; {model.name} has {', '.join(stages)}")
+    stage = check_stage(model, stage)
     if not model.num_classes:
         raise ValueError("this model has no classifier (num_classes=0), so there is no class to explain")
     if not model.bn1.use_running_average:
@@ -65,6 +62,16 @@ def explain(
         classes = _check_classes(classes, len(images), model.num_classes)
     maps = _compiled_maps()(model, images, None if classes is None else classes.reshape(len(images), -1), method, stage)
     return maps if classes is not None and classes.ndim == 2 else maps[:, 0]
+
+
+def check_stage(model: Res2Net, stage: str | None) -> str:
+    """``stage``, or the last one for None; ValueError if ``model`` has none of that name."""
+    stages = [info["module"] for info in model.feature_info]
+    if stage is None:
+        return stages[-1]
+    if stage not in stages:
+        raise ValueError(f"there is no stage {stage!r}; this model has {', '.join(stages)}")
+    return stage
 
 
 def _check_classes(classes, count, num_classes):

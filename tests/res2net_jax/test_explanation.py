@@ -107,7 +107,7 @@ def test_what_cannot_be_explained(images):
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         res2net_jax.explain(model, images)
     model.eval()
-    with pytest.raises(ValueError, match="no stage 'layer4'; res2net50_26w_4s has act1, layer1"):
+    with pytest.raises(ValueError, match="no stage 'layer4'; this model has act1, layer1"):
         res2net_jax.explain(model, images, stage="layer4")
     with pytest.raises(ValueError, match=r"no method 'cam'; choose gradcam or gradcam\+\+"):
         res2net_jax.explain(model, images, method="cam")
