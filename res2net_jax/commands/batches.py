@@ -62,8 +62,8 @@ class Pictures:
                 raise ValueError(self.failures[0])
             raise ValueError(f"none of the {len(self.paths):,} pictures can be read:\n{lines}")
         if self.failures:
-            left_out = f"{len(self.failures):,} of {len(self.paths):,} pictures cannot be read and were left out"
-            print(f"{left_out}:\n{lines}", file=sys.stderr)
+            count = f"{len(self.failures):,} of {len(self.paths):,} pictures"
+            print(f"{count} could not be read and are left out:\n{lines}", file=sys.stderr)
 
     def _results(self):
         bar = tqdm(total=len(self.paths), unit="picture", disable=True if self.quiet else None, file=sys.stderr)

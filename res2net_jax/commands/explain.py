@@ -2,7 +2,6 @@
 
 import collections
 import difflib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +14,7 @@ import tyro
 from res2net_jax import explanation, files, hub
 from res2net_jax.arch import natural
 from res2net_jax.commands.batches import Pictures, stack
-from res2net_jax.commands.inputs import find_pictures
+from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import Folder, Inputs, Model, Text
 from res2net_jax.fusion import compile
 from res2net_jax.inference import class_names, picture_setting
@@ -102,15 +101,13 @@ def png_names(pictures: Sequence[Path]) -> dict[Path, Path]:
 
     Pictures that differ in nothing but their ending keep it: ``photo.jpg.png``.
     """
-    absolute = {picture: Path(os.path.abspath(picture)) for picture in pictures}
-    root = os.path.commonpath([path.parent for path in absolute.values()])
-    below = {picture: path.relative_to(root) for picture, path in absolute.items()}
-    taken = collections.Counter(path.with_suffix(".png") for path in {*below.values()})
+    paths = below(pictures)
+    taken = collections.Counter(path.with_suffix(".png") for path in {*paths.values()})
     return {
         picture: path.with_suffix(".png")
         if taken[path.with_suffix(".png")] == 1
         else path.with_name(f"{path.name}.png")
-        for picture, path in below.items()
+        for picture, path in paths.items()
     }
 
 

@@ -10,7 +10,7 @@ from res2net_jax import explanation, files, hub
 from res2net_jax.arch import natural
 from res2net_jax.commands import outputs, report
 from res2net_jax.commands.batches import Pictures, stack
-from res2net_jax.commands.inputs import find_pictures
+from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import Folder, Inputs, Model, OutputFile, Text
 from res2net_jax.fusion import compile
 from res2net_jax.inference import class_names, likeliest, picture_setting
@@ -92,7 +92,7 @@ def predict(
         if json:
             writers.append(opened.enter_context(outputs.json_array()))
         if html:
-            page = report.report(html, loaded.name, pictures.failures, force=force, explained=explain)
+            page = report.report(html, loaded.name, below(paths), pictures.failures, force=force, explained=explain)
             writers.append(opened.enter_context(page))
         for batch, results in pictures:
             images, crops = zip(*results)

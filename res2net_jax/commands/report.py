@@ -20,7 +20,7 @@ SIDE = 224
 _CARD = Template(
     """<li class="card" data-name="$name" data-confidence="$confidence" tabindex="-1">
 <div class="picture"><img src="$picture" width="224" height="224" alt="$name" loading="lazy">$heat</div>
-<h2 title="$path">$name</h2>
+<h2 title="$path"><span class="folder">$folder</span><span class="file">$file</span></h2>
 <ol>$classes</ol>
 </li>
 """
@@ -29,14 +29,20 @@ _HEAT = Template(
     """<img class="heat" src="$picture" width="224" height="224" alt="Where the evidence for $label is">"""
 )
 _CLASS = Template(
-    """<li><span class="label">$label</span><span class="percent">$percent</span>"""
+    """<li><span class="label" title="$label">$label</span><span class="percent">$percent</span>"""
     """<span class="bar" style="--share:$share"></span></li>"""
 )
 
 
 @contextlib.contextmanager
 def report(
-    file: Path, title: str, failures: Sequence[str], *, force: bool = False, explained: bool = False
+    file: Path,
+    title: str,
+    names: dict[Path, Path],
+    failures: Sequence[str],
+    *,
+    force: bool = False,
+    explained: bool = False,
 ) -> Iterator[Write]:
     """A card per picture; the page is there at the end.
 
@@ -45,6 +51,7 @@ def report(
     Args:
         file: Where to.
         title: Of the page: the model.
+        names: What to call each picture.
         failures: A list that at the end holds what was said of each broken picture.
         force: Replace the file.
         explained: The answers hold the evidence as well.
@@ -56,7 +63,7 @@ def report(
         def write(answer: Answer) -> None:
             nonlocal count
             count += 1
-            cards.write(_card(answer))
+            cards.write(_card(answer, names))
 
         yield write
         head, tail = page.substitute(
@@ -72,11 +79,13 @@ def report(
         stream.write(tail)
 
 
-def _card(answer):
+def _card(answer, names):
     path, predictions, picture, heat = answer
     label = predictions[0].label
     return _CARD.substitute(
-        name=_escape(path.name),
+        name=_escape(str(names[path])),
+        folder=_escape("" if names[path].name == str(names[path]) else f"{names[path].parent}/"),
+        file=_escape(path.name),
         path=_escape(str(path)),
         confidence=f"{predictions[0].probability:.6f}",
         picture=_data_uri(picture),
