@@ -270,7 +270,7 @@ def test_a_reader_that_leaves_early(folder, photos):
 def test_a_full_disk(folder, photos, tmp_path, form):
     if form == "stdout":
         with open("/dev/full", "w") as full:
-            process = start("predict", folder, *photos, stdout=full)
+            process = start("list", stdout=full)
             error = process.communicate()[1]
         assert "error: [Errno 28] No space left on device" in error
     else:

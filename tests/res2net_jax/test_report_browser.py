@@ -197,6 +197,37 @@ def luminance(colour):
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
+def test_many_cards_are_drawn_as_they_are_needed(driver, tmp_path):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    paths = [Path(f"/p/{i}.jpg") for i in range(500)]
+    picture = Image.new("RGB", (8, 8))
+    file = tmp_path / "many.html"
+    with report(file, "m", {path: Path(path.name) for path in paths}, []) as write:
+        for i, path in enumerate(paths):
+            write(Answer(path, [Prediction("even" if i % 2 else "odd", 0.5 + i / 1000, 0)], picture))
+    resize(driver, 1280)
+    driver.get(file.as_uri())
+    assert len(visible(driver)) == 120
+    driver.execute_script("scrollTo(0, document.body.scrollHeight)")
+    WebDriverWait(driver, 10).until(lambda driver: driver.find_elements("css selector", "[data-name='200.jpg']"))
+    driver.find_element("id", "filter").send_keys("499")
+    assert visible(driver) == ["499.jpg"] and not driver.find_element("id", "more").is_displayed()
+    press(driver, "ESCAPE", "TAB", "TAB")  # there is no switch for maps
+    assert focused(driver) == "0.jpg"
+    press(driver, "END")
+    assert focused(driver) == "499.jpg" and len(visible(driver)) == 500
+
+
+def test_without_scripts_all_is_there(driver, page):
+    driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        driver.get(page.as_uri())
+        assert visible(driver) == GIVEN
+    finally:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
 def test_without_maps_there_is_no_switch(driver, tmp_path):
     file, path = tmp_path / "plain.html", Path("/p/a.jpg")
     with report(file, "m", {path: Path("a.jpg")}, []) as write:
