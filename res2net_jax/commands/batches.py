@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+WORKERS = min(8, os.cpu_count() or 1)
 _AHEAD = 2  # batches that are read while one is computed
 
 
@@ -67,7 +68,7 @@ class Pictures:
 
     def _results(self):
         bar = tqdm(total=len(self.paths), unit="picture", disable=True if self.quiet else None, file=sys.stderr)
-        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(WORKERS)
         waiting = collections.deque()
         rest = iter(self.paths)
         try:
@@ -88,6 +89,15 @@ class Pictures:
                     bar.update()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def uninterrupted(compute: Callable[..., T]) -> Callable[..., T]:
+    """``compute`` in a thread of its own, which Python waits for at its end.
+
+    Ctrl-C then stops the program between two batches: JAX crashes if it is taken down in the middle of one.
+    """
+    thread = ThreadPoolExecutor(1)
+    return lambda *arguments: thread.submit(compute, *arguments).result()
 
 
 def stack(arrays: Sequence[Float[np.ndarray, "h w c"]], size: int) -> Float[np.ndarray, "b h w c"]:

@@ -3,6 +3,7 @@
 import collections
 import difflib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ import tyro
 
 from res2net_jax import explanation, files, hub
 from res2net_jax.arch import natural
-from res2net_jax.commands.batches import Pictures, stack
+from res2net_jax.commands.batches import WORKERS, Pictures, stack, uninterrupted
 from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import Folder, Inputs, Model, Text
 from res2net_jax.fusion import compile
@@ -66,6 +67,8 @@ def explain(
     """
     natural("--batch-size", batch_size, least=1)
     check_alpha(alpha)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is no folder; --output names the folder for the PNGs")
     targets = {picture: output / name for picture, name in png_names(find_pictures(inputs)).items()}
     for target in targets.values():
         files.check_new(target, force)
@@ -80,18 +83,28 @@ def explain(
         image = open_picture(path)
         return transform(image), resize_and_crop(image, setting, SIDE)
 
-    size = min(batch_size, len(targets))
-    pictures = Pictures(list(targets), read, size)
-    for batch, results in pictures:
-        images, crops = zip(*results)
+    @uninterrupted
+    def look(images):
+        """Probabilities, the class and its map, for a padded batch."""
         images = jnp.asarray(stack(images, size))
         probabilities = np.asarray(jax.nn.softmax(run(images).astype(jnp.float32)))
         classes = probabilities.argmax(-1) if chosen is None else np.full(size, chosen)
-        heats = np.asarray(explanation.explain(loaded, images, method=method, stage=stage, classes=classes))
-        for i, path in enumerate(batch):
-            with files.new_file(targets[path], overwrite=force, binary=True) as stream:
-                overlay(crops[i], heats[i], alpha).save(stream, "PNG")
-            pictures.say(f"{targets[path]}  {probabilities[i, classes[i]]:.1%}  {names[classes[i]]}")
+        heats = explanation.explain(loaded, images, method=method, stage=stage, classes=classes)
+        return probabilities[np.arange(size), classes], classes, np.asarray(heats)
+
+    def draw(path, crop, heat):
+        with files.new_file(targets[path], overwrite=force, binary=True) as stream:
+            overlay(crop, heat, alpha).save(stream, "PNG", compress_level=1)  # photographs get no smaller by more
+
+    size = min(batch_size, len(targets))
+    pictures = Pictures(list(targets), read, size)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for batch, results in pictures:
+            images, crops = zip(*results)
+            probabilities, classes, heats = look(images)
+            list(pool.map(draw, batch, crops, heats))
+            for path, probability, index in zip(batch, probabilities, classes):
+                pictures.say(f"{targets[path]}  {probability:.1%}  {names[index]}")
     pictures.report()
     return int(strict and bool(pictures.failures))
 
