@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,7 +76,7 @@ def explain(
 
     loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
     setting, names = picture_setting(loaded), class_names(loaded)
-    explanation.check_stage(loaded, stage)
+    stage = explanation.check_stage(loaded, stage)
     chosen = None if class_ is None else find_class(names, class_)
     transform, run = preprocess(setting), compile(loaded)
 
@@ -106,6 +107,8 @@ def explain(
             for path, probability, index in zip(batch, probabilities, classes):
                 pictures.say(f"{targets[path]}  {probability:.1%}  {names[index]}")
     pictures.report()
+    if heats.shape[1:] == (1, 1):
+        print(f"a map of {stage} is a single place at this size of picture: choose an earlier --stage", file=sys.stderr)
     return int(strict and bool(pictures.failures))
 
 
