@@ -2,6 +2,7 @@
 
 from res2net_jax.arch import Arch
 from res2net_jax.checkpoint import save
+from res2net_jax.explanation import explain
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.fusion import compile, fuse
 from res2net_jax.hub import create, load
@@ -22,6 +23,7 @@ __all__ = [
     "classify",
     "compile",
     "create",
+    "explain",
     "fuse",
     "get_variant",
     "list_models",

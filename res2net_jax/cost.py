@@ -36,18 +36,18 @@ def cost(model: Res2Net, height: int = 224, width: int = 224) -> Cost:
     for equation in _equations(program.jaxpr):
         out = equation.outvars[0].aval.shape
         shapes = [variable.aval.shape for variable in equation.invars]
-        if out[:1] != (2,):
-            continue
         match equation.primitive.name:
-            case "conv_general_dilated" | "dot_general":  # a 1x1 convolution is a product over four axes
+            case "conv_general_dilated" | "dot_general":  # a 1x1 convolution is a product of matrices
                 products = math.prod(out) * math.prod(shapes[1][:-1])
                 macs += products
-                if len(out) == 4:
+                if len(out) != 3:  # not ECA's
                     flops += products + 2 * math.prod(out)  # every convolution has its batch normalisation
-            case "reduce_window_sum":
+            case "reduce_window_sum" if out[0] == 2:
                 flops += math.prod(out)
-            case "reduce_sum":
+            case "reduce_sum" if out[0] == 2:
                 flops += math.prod(out) + math.prod(shapes[0])
+    if model.fc is not None:  # a product of matrices too, but free
+        flops -= 2 * model.num_classes * (model.head_hidden_size + 2)
     return Cost(macs // 2, flops // 2)
 
 

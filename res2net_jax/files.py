@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 def cache_home(cache_dir: str | os.PathLike | None = None) -> Path:
@@ -80,6 +81,36 @@ def writing(target: Path) -> Iterator[None]:
         if any(sign in str(error) for sign in full):
             raise OSError(errno.ENOSPC, f"no space to write {target}; nothing was left behind") from error
         raise
+
+
+@contextlib.contextmanager
+def new_file(file: Path, *, overwrite: bool = False, binary: bool = False) -> Iterator[IO]:
+    """Opens what becomes ``file`` when the block has ended well; otherwise nothing is left and nothing replaced.
+
+    Raises:
+        FileExistsError: ``file`` exists and ``overwrite`` is False, or it is a folder or a device.
+        OSError: No permission, no space.
+    """
+    check_new(file, overwrite)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    # Names of files may hold bytes that are no UTF-8; they come out as they were.
+    text = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb" if binary else "w", **text) as stream:
+                yield stream
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def check_new(file: Path, overwrite: bool = False) -> None:
+    """Raises what :func:`new_file` raises for a file that exists, before any work is done."""
+    if file.exists() and not file.is_file() or file.parent == Path("/dev"):
+        raise FileExistsError(f"{file} is a folder or a device; name a file to write")
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists; --force replaces it")
 
 
 def versions(*packages: str) -> dict[str, str]:
