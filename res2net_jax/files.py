@@ -82,6 +82,33 @@ def writing(target: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def replacing(file: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``file``, which becomes ``file`` when the block ends, and nothing if it fails.
+
+    Raises:
+        FileExistsError: ``file`` exists, and ``overwrite`` is False.
+        OSError: No permission or no space.
+    """
+    refuse_existing(file, overwrite)
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp{file.suffix}")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(file: Path, overwrite: bool) -> None:
+    """FileExistsError if there is a ``file`` that may not be replaced."""
+    if file.is_dir():
+        raise FileExistsError(f"{file} is a folder; give the name of a file")
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists; pass overwrite=True (--force) to replace it")
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions of ``packages`` and of Python, for the record."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}

@@ -2,18 +2,19 @@
 
 import functools
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from res2net_jax.arch import natural
 from res2net_jax.backend import compiler_options
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import Picture, preprocess
-from res2net_jax.variants import VARIANTS
+from res2net_jax.variants import VARIANTS, Preprocessing
 
 
 class Prediction(NamedTuple):
@@ -59,7 +60,7 @@ def classify(
         raise ValueError("there are no images to classify")
     if is_array:
         model.check_images(images)
-    transform = None if is_array else _transform(model)
+    transform = None if is_array else picture_transform(model)
     answers = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -83,16 +84,23 @@ def class_names(model: Res2Net) -> tuple[str, ...]:
     return names if model.num_classes == len(names) else tuple(f"class {i}" for i in range(model.num_classes))
 
 
-def _transform(model):
-    setting = model.preprocessing
-    if setting is None and model.name in VARIANTS:
-        setting = VARIANTS[model.name].preprocessing
-    if setting is None or len(setting.mean) != model.in_chans:
+def picture_transform(model: Res2Net) -> Callable[[Picture], Float[np.ndarray, "h w c"]]:
+    """:func:`res2net_jax.preprocess` as ``model`` needs it: by its own setting, else the one published for its name."""
+    setting = preprocessing_of(model)
+    if setting is None:
         raise ValueError(
             f"{model.name} with {model.in_chans} input channels has no transform for pictures; pass an array "
             "[batch, height, width, channels] that is normalised as in its training, or give the model a preprocessing="
         )
     return preprocess(setting)
+
+
+def preprocessing_of(model: Res2Net) -> Preprocessing | None:
+    """How pictures become ``model``'s images; None where nothing is known for its input channels."""
+    setting = model.preprocessing
+    if setting is None and model.name in VARIANTS:
+        setting = VARIANTS[model.name].preprocessing
+    return setting if setting is not None and len(setting.mean) == model.in_chans else None
 
 
 @functools.cache

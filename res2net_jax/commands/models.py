@@ -40,7 +40,7 @@ def info(model: Annotated[str, tyro.conf.Positional], size: str = "224x224", cac
         size: Height x width of the images whose cost is shown.
         cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
-    height, width = _parse_size(size)
+    height, width = parse_size(size)
     if hub.is_folder(model):
         folder = checkpoint.locate(model)
     else:
@@ -60,7 +60,8 @@ def info(model: Annotated[str, tyro.conf.Positional], size: str = "224x224", cac
     _print_checkpoint(folder, metadata)
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """``"224x285"`` or ``"224"`` -> height and width."""
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if not match:
         raise ValueError(f"--size is HEIGHTxWIDTH in pixels, e.g. 224x285; got {text!r}")
