@@ -44,7 +44,8 @@ def export(
         dtype: For ``.stablehlo`` the computation type, float32 (the default) or bfloat16.
         size: Of the images, one number or height and width; by default the model's own.
         uint8: Take pictures in uint8, RGB from 0 to 255, and normalise them inside.
-        weights_beside: For ``.stablehlo``: keep the weights in ``.weights.safetensors`` beside it; they are its first argument.
+        weights_beside: For ``.stablehlo``: keep the weights in ``.weights.safetensors`` beside it; they are its first
+            argument.
         overwrite: Replace the file.
 
     Raises:

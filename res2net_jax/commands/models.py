@@ -36,13 +36,13 @@ def info(model: Annotated[str, tyro.conf.Positional], size: str = "224x224", cac
     """Shows a model: architecture, cost, published results, and the certificate of its checkpoint.
 
     Args:
-        model: A name or a checkpoint folder.
+        model: A name, a checkpoint folder, or hf://user/name.
         size: Height x width of the images whose cost is shown.
         cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
     height, width = parse_size(size)
     if hub.is_folder(model):
-        folder = checkpoint.locate(model)
+        folder = checkpoint.locate(hub.local_folder(model, cache_dir))
     else:
         variant = get_variant(model)
         folder = hub.cache_folder(variant.name, cache_dir=cache_dir)
