@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
@@ -37,7 +36,7 @@ def feature_extractor(
             last stage what the classifier sees. Otherwise the maps [b, h, w, f] are given whole.
 
     Returns:
-        Normalised images [b, h, w, c] -> features in float32.
+        Normalised images [b, h, w, c] -> features, in the model's computation type.
 
     Raises:
         ValueError: No such stage, or a model in train mode.
@@ -59,7 +58,7 @@ def save_features(
 
     A run that was cut off, by ``kill -9`` too, goes on when it is repeated, and writes the same bytes (on a GPU, whose
     libraries choose their algorithms anew each time, the same to rounding). Memory does not grow with the number of
-    pictures, but for their names. The row of a picture that cannot be read is NaN.
+    pictures, but for their names. Rows are float32; that of a picture that cannot be read is NaN.
 
     Args:
         model: In eval mode, for RGB pictures.
@@ -112,7 +111,7 @@ def save_features(
                 for i, image in enumerate(batch):
                     if i not in unreadable:
                         inputs[i] = image
-                rows = np.array(run(inputs))[: len(batch)]
+                rows = np.array(run(inputs), np.float32)[: len(batch)]
                 rows[list(unreadable)] = np.nan
                 file.append(rows, unreadable)
                 bar.update(len(batch))
@@ -131,7 +130,7 @@ def _features(model, stage, pool):
         else:
             _, (features,) = model.forward_intermediates(images, [stages.index(stage)], stop_early=True)
             features = global_pool(features, model.arch.global_pool or "avg") if pool else features
-        return features.astype(jnp.float32)
+        return features
 
     return features
 

@@ -129,6 +129,9 @@ def _described(model):
     evaluation = (metadata.get("train") or {}).get("evaluation")
     if evaluation:
         metadata["source"]["evaluation"] = evaluation
+    origin = metadata["source"].get("origin", "")
+    if origin and "://" not in origin:
+        metadata["source"]["origin"] = Path(origin).name  # a path on this machine is nobody's business
     return checkpoint.load(folder), metadata
 
 

@@ -3,6 +3,7 @@
 The file holds the fused model. Compiler options do not travel with it: whoever runs it says what to tell XLA.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -107,17 +108,30 @@ def write(
 
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *size, model.in_chans), jnp.uint8 if scaling else jnp.float32)
-    if beside:
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights)
-        exported = jax.export.export(jax.jit(infer), platforms=PLATFORMS)(shapes, images)
-        import safetensors.flax
+    with _without_paths():
+        if beside:
+            import safetensors.flax
 
-        safetensors.flax.save_file(weights, weights_file(file))
-    else:
-        exported = jax.export.export(jax.jit(lambda images: infer(weights, images)), platforms=PLATFORMS)(images)
+            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights)
+            exported = jax.export.export(jax.jit(infer), platforms=PLATFORMS)(shapes, images)
+            safetensors.flax.save_file(weights, weights_file(file))
+        else:
+            exported = jax.export.export(jax.jit(lambda images: infer(weights, images)), platforms=PLATFORMS)(images)
     file.write_bytes(exported.serialize())
 
 
 def weights_file(file: Path) -> Path:
     """Where the weights of an artefact are that holds none."""
     return file.with_suffix(".weights.safetensors")
+
+
+@contextlib.contextmanager
+def _without_paths():
+    """An artefact says of every operation where in the source it comes from; this leaves the file names alone."""
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
