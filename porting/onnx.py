@@ -44,7 +44,8 @@ def write(model: Res2Net, file: Path, *, size: tuple[int, int], scaling: Preproc
         def forward(self, images):
             if scaling is not None:
                 images = (images.float() / 255 - torch.tensor(scaling.mean)) / torch.tensor(scaling.std)
-            return self.model(images.permute(0, 3, 1, 2))
+            outputs = self.model(images.permute(0, 3, 1, 2))
+            return outputs.permute(0, 2, 3, 1) if outputs.ndim == 4 else outputs  # maps, of a model without pooling
 
     example = torch.zeros((2, *size, model.in_chans), dtype=torch.uint8 if scaling else torch.float32)
     with warnings.catch_warnings(), _quiet():
