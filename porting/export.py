@@ -53,7 +53,4 @@ def _write_torch(arrays, file):
 def _write_safetensors(arrays, file):
     import safetensors.numpy
 
-    try:
-        safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise OSError(f"cannot write {file}: {error}") from error
+    file.write_bytes(safetensors.numpy.save(arrays, metadata={"format": "pt"}))

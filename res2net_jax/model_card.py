@@ -115,7 +115,7 @@ def _what(model, metadata):
     source = metadata["source"]
     text = f"A {model.name}, one of the [Res2Net]({PAPER}) family, in JAX and Flax by res2net_jax: "
     text += f"{model.num_classes} classes" if model.num_classes else "pooled features, no classifier"
-    text += f", {model.in_chans} channels in."
+    text += f", {model.in_chans} channel{'s' * (model.in_chans > 1)} in."
     if source:
         text += "\n\n" + "\n".join(f"- {key}: {value}" for key, value in source.items() if key != "evaluation")
     return text

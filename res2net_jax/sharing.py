@@ -36,8 +36,9 @@ def push_to_hub(
     """Shares ``model`` on the Hugging Face hub, in one commit: all of it is there, or nothing.
 
     The repository, made if need be, gets the Orbax checkpoint; ``model.safetensors`` and ``config.json``, from which
-    ``timm.create_model("hf-hub:user/name", pretrained=True)`` makes the same model (unless it has options that timm's
-    file cannot name); and a ``README.md``: architecture, figures, certificate, licence, how to load it.
+    ``timm.create_model("hf-hub:user/name", pretrained=True)`` makes the same model (unless it has options or
+    a number of stages that timm's cannot); and a ``README.md``: architecture, figures, certificate, licence, how to
+    load it.
 
     Args:
         model: A model, a checkpoint folder, or the name of a variant. A folder's source, certificate and evaluation go
@@ -164,7 +165,7 @@ def _timm_config(model: Res2Net) -> dict[str, Any] | None:
     arch = dataclasses.asdict(model.arch)
     usual = dataclasses.asdict(VARIANTS[model.name].arch if model.name in VARIANTS else Arch())
     changed = {field: value for field, value in arch.items() if value != usual[field]}
-    if any(arch[field] for field in _NOT_FOR_TIMM):
+    if any(arch[field] for field in _NOT_FOR_TIMM) or len(model.arch.layers) != 4:
         return None
     if "scale" in changed:
         changed["block_args"] = {"scale": changed.pop("scale")}

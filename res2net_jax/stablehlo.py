@@ -114,7 +114,7 @@ def write(
 
             shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights)
             exported = jax.export.export(jax.jit(infer), platforms=PLATFORMS)(shapes, images)
-            safetensors.flax.save_file(weights, weights_file(file))
+            weights_file(file).write_bytes(safetensors.flax.save(weights))
         else:
             exported = jax.export.export(jax.jit(lambda images: infer(weights, images)), platforms=PLATFORMS)(images)
     file.write_bytes(exported.serialize())

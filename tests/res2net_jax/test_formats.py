@@ -9,7 +9,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
-import torch
+import timm
 
 import porting
 import porting.onnx
@@ -134,6 +134,13 @@ def test_onnx_runtime_agrees(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
+def test_onnx_of_two_stages_and_one_channel(tmp_path):
+    model = small_model(in_chans=1)
+    run = porting.onnx.load(res2net_jax.export(model, tmp_path / "m.onnx", size=32))
+    images = np.random.default_rng(0).standard_normal((5, 32, 32, 1)).astype("float32")
+    assert difference(run(images), np.asarray(jax.jit(lambda model, images: model(images))(model, images))) < 1e-5
+
+
 def test_state_dicts_for_timm(tmp_path):
     model = small_model(**FOUR_STAGES)
     for name in ("m.pth", "m.safetensors"):
@@ -141,15 +148,16 @@ def test_state_dicts_for_timm(tmp_path):
         expected = porting.state_dict(model)
         assert arrays.keys() == expected.keys()
         assert all(np.array_equal(arrays[key], expected[key]) for key in expected)
-        porting.onnx.timm_model(model).load_state_dict({k: torch.tensor(v) for k, v in arrays.items()}, strict=True)
+        options = FOUR_STAGES | {"num_classes": 10}
+        timm.create_model("res2net50_26w_4s", **options, checkpoint_path=str(tmp_path / name))  # strictly
 
 
 @pytest.mark.parametrize("name", ["m.stablehlo", "m.onnx"])
-def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, name):
+def test_a_file_that_computes_something_else_is_not_kept(model, tmp_path, monkeypatch, name):
     """By a converter with a defect: it takes other weights."""
     module = stablehlo if name == "m.stablehlo" else porting.onnx
     write = module.write
-    model, other = small_model(**FOUR_STAGES), small_model(**FOUR_STAGES, rngs=1)
+    other = small_model(rngs=1)
     monkeypatch.setattr(module, "write", lambda model, *given, **options: write(other, *given, **options))
     with pytest.raises(ValueError, match="does not compute what the model does.* it was not kept"):
         res2net_jax.export(model, tmp_path / name, size=32)
