@@ -27,7 +27,7 @@ def export(folder: str | os.PathLike, file: str | os.PathLike, *, overwrite: boo
     file = Path(file).expanduser()
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{file} must end in {' or '.join(SUFFIXES)}")
-    files.refuse_existing(file, overwrite)
+    files.check_new(file, overwrite)
     model = checkpoint.load(folder)
     with files.replacing(file, overwrite=overwrite) as temporary:
         write(model, temporary)

@@ -92,9 +92,10 @@ def timm_model(model: Res2Net):
     weights = {key: torch.tensor(to_numpy(value), dtype=torch.float32) for key, value in state_dict(model).items()}
     twin.load_state_dict(weights, strict=True)
     stages = [getattr(twin, f"layer{i + 1}") for i in range(len(model.arch.layers))]
-    for i in range(4):  # timm's forward runs four, however many there are
-        stage = stages[i : i + 1] if i < 3 else stages[i:]
-        setattr(twin, f"layer{i + 1}", torch.nn.Sequential(*stage))
+    if len(stages) != 4:  # timm's forward runs four, however many there are
+        for i in range(4):
+            stage = stages[i : i + 1] if i < 3 else stages[i:]
+            setattr(twin, f"layer{i + 1}", torch.nn.Sequential(*stage))
     return twin
 
 

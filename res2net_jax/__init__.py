@@ -2,6 +2,7 @@
 
 from res2net_jax.arch import Arch
 from res2net_jax.checkpoint import save
+from res2net_jax.explanation import explain
 from res2net_jax.extraction import feature_extractor, save_features
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.formats import export
@@ -25,6 +26,7 @@ __all__ = [
     "classify",
     "compile",
     "create",
+    "explain",
     "export",
     "feature_extractor",
     "fuse",

@@ -15,12 +15,14 @@ from tqdm import tqdm
 from res2net_jax import files
 from res2net_jax.arch import natural
 from res2net_jax.decoding import decoded
-from res2net_jax.feature_file import SUFFIXES, FeatureFile
+from res2net_jax.explanation import check_stage
+from res2net_jax.feature_file import FeatureFile, check_target
 from res2net_jax.fusion import compile_function
-from res2net_jax.inference import picture_transform, preprocessing_of
+from res2net_jax.inference import picture_setting
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
 from res2net_jax.pooling import global_pool
+from res2net_jax.preprocess import preprocess
 
 
 def feature_extractor(
@@ -79,28 +81,27 @@ def save_features(
         OSError: No permission, no space.
     """
     output = Path(output).expanduser().absolute()
-    if output.suffix not in SUFFIXES:
-        raise ValueError(f"features go to a file in {' or '.join(SUFFIXES)}; got {output}")
+    check_target(output, overwrite)
     names = [os.fspath(picture) for picture in pictures]
     if not names:
         raise ValueError("there are no pictures to take features of")
     batch_size = natural("batch_size", batch_size, least=1)
-    transform, size = picture_transform(model), preprocessing_of(model).size
-    blank = np.zeros((batch_size, size, size, model.in_chans), np.float32)
+    setting = picture_setting(model)
+    blank = np.zeros((batch_size, setting.size, setting.size, model.in_chans), np.float32)
     run = feature_extractor(model, stage, pool=pool)
     shape = jax.eval_shape(lambda images: _features(model, stage, pool)(model, images), blank).shape[1:]
     settings = {
         "model": model.name,
         "weights": _fingerprint(model),
-        "stage": stage or model.feature_info[-1]["module"],
+        "stage": check_stage(model, stage),
         "pool": pool,
         "batch_size": batch_size,
         "jax": f"{jax.__version__}, {jax.default_backend()}",
     }
     with files.lock(output):
         file = FeatureFile(output, names, shape, settings, overwrite=overwrite)
-        images = decoded(itertools.islice(names, file.rows, None), transform, ahead=2 * batch_size)
-        with tqdm(total=len(names), initial=file.rows, unit="picture") as bar:
+        images = decoded(itertools.islice(names, file.rows, None), preprocess(setting), ahead=2 * batch_size)
+        with tqdm(total=len(names), initial=file.rows, unit="picture", disable=None) as bar:
             while not file.finished:
                 batch = list(itertools.islice(images, batch_size))
                 if not batch:
@@ -119,9 +120,8 @@ def save_features(
 
 
 def _features(model, stage, pool):
+    check_stage(model, stage)
     stages = [info["module"] for info in model.feature_info]
-    if stage is not None and stage not in stages:
-        raise ValueError(f"{model.name} has no stage {stage!r}; its stages are {', '.join(stages)}")
 
     def features(model, images):
         if stage is None:

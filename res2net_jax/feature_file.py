@@ -27,6 +27,14 @@ _CHUNK = 1 << 24  # bytes copied at a time
 _NAMES = 4096  # file names written at a time
 
 
+def check_target(target: Path, overwrite: bool = False) -> None:
+    """Raises what :class:`FeatureFile` raises for ``target``'s name, or because it exists, before any work is done."""
+    if target.suffix not in SUFFIXES:
+        raise ValueError(f"features go to a file in {' or '.join(SUFFIXES)}; got {target}")
+    if not _folder(target).exists():
+        _check_new(target, overwrite)
+
+
 class FeatureFile:
     """Rows of float32 on their way to ``target``.
 
@@ -53,7 +61,7 @@ class FeatureFile:
         self, target: Path, names: Sequence[str], shape: tuple[int, ...], settings: dict[str, Any], *, overwrite: bool
     ):
         self.target, self.names, self.shape, self.settings = target, names, shape, settings
-        self.folder = target.parent / f".{target.name}.part"
+        self.folder = _folder(target)
         self._rows = self.folder / "rows.npy"
         self.row_bytes = 4 * math.prod(shape)
         self.rows, self.unreadable, self.finished = 0, {}, False
@@ -134,8 +142,7 @@ class FeatureFile:
         return self.target.exists() and self.folder.exists() and not left
 
     def _begin(self, overwrite):
-        for file in (self.target, self.target.with_suffix(".json"))[: 1 + (self.target.suffix == ".npy")]:
-            files.refuse_existing(file, overwrite)
+        _check_new(self.target, overwrite)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         with open(self._rows, "wb") as file:
@@ -188,3 +195,12 @@ class FeatureFile:
                 np.lib.format.write_array_header_1_0(out, header)
                 for start in range(0, len(self.names), _NAMES):
                     out.write(np.array(self.names[start : start + _NAMES], dtype).tobytes())
+
+
+def _folder(target):
+    return target.parent / f".{target.name}.part"
+
+
+def _check_new(target, overwrite):
+    for file in (target, target.with_suffix(".json")) if target.suffix == ".npy" else (target,):
+        files.check_new(file, overwrite)

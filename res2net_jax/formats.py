@@ -11,7 +11,7 @@ from flax import nnx
 
 from res2net_jax import files, stablehlo
 from res2net_jax.arch import natural
-from res2net_jax.inference import preprocessing_of
+from res2net_jax.inference import known_setting
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
 
@@ -56,14 +56,14 @@ def export(
         OSError: No permission, no space.
     """
     file = Path(file).expanduser()
-    require_format(file)
+    check_format(file)
     if model.bn1.folded or not model.bn1.use_running_average:
         raise ValueError("only a model in eval mode that is not fused can be exported; call model.eval()")
     if file.suffix != stablehlo.SUFFIX and (dtype is not None or weights_beside):
         raise ValueError(f"dtype and weights_beside are options of {stablehlo.SUFFIX}; {file.suffix} has none of them")
     beside = stablehlo.weights_file(file) if weights_beside else None
     for target in filter(None, (file, beside)):
-        files.refuse_existing(target, overwrite)
+        files.check_new(target, overwrite)
     if file.suffix in (".pth", ".safetensors"):
         if uint8 or size is not None:
             raise ValueError(f"uint8 and size are of programs; {file.suffix} holds weights alone")
@@ -94,7 +94,7 @@ def export(
     return file
 
 
-def require_format(file: Path) -> None:
+def check_format(file: Path) -> None:
     """ValueError if the name of ``file`` ends in no format."""
     if file.suffix not in SUFFIXES:
         raise ValueError(f"the name of the file says its format, one of {' '.join(SUFFIXES)}; got {file}")
@@ -117,13 +117,13 @@ def _on_cpu(model):
 
 def _size(model, size):
     if size is None:
-        size = (preprocessing_of(model) or Preprocessing()).size
+        size = (known_setting(model) or Preprocessing()).size
     height, width = size if isinstance(size, tuple) else (size, size)
     return natural("size (in pixels)", height, least=1), natural("size (in pixels)", width, least=1)
 
 
 def _scaling(model):
-    setting = preprocessing_of(model)
+    setting = known_setting(model)
     if setting is None:
         raise ValueError(
             f"uint8=True normalises pictures inside, but {model.name} with {model.in_chans} input channels knows no "

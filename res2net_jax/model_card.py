@@ -5,7 +5,7 @@ from typing import Any
 
 from res2net_jax.checkpoint import abstract_model
 from res2net_jax.cost import cost
-from res2net_jax.inference import preprocessing_of
+from res2net_jax.inference import known_setting
 from res2net_jax.init import variables
 from res2net_jax.variants import VARIANTS, Preprocessing, Variant
 
@@ -54,23 +54,29 @@ def model_card(metadata: dict[str, Any], address: str, *, license: str | None = 
     Args:
         metadata: Of its checkpoint.
         address: What :func:`res2net_jax.load` takes.
-        license: Of the weights, as the hub names it, e.g. ``"apache-2.0"``; by default that of the release if these
-            are its weights, else none.
+        license: Of the weights, as the hub names it, e.g. ``"apache-2.0"``; the released ones have theirs.
         timm: It is also there for timm.
+
+    Raises:
+        ValueError: A license for released weights.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
     model = abstract_model(metadata).eval()
     release = release_of(metadata)
+    if release and license:
+        raise ValueError(
+            f"these are the released weights of {release.name}, which keep their licence; leave license out"
+        )
     dataset = "imagenet-1k" if release else metadata["source"].get("dataset")
     evaluation = _evaluation(metadata, release)
     data = {
         "library_name": "res2net_jax",
         "pipeline_tag": "image-classification" if model.num_classes else "image-feature-extraction",
         "tags": ["res2net", "jax", "flax", *(["timm"] if timm else [])],
-        "license": license or ("other" if release else None),
-        "license_name": RELEASE_LICENSE if release and not license else None,
-        "license_link": "https://github.com/Res2Net/Res2Net-PretrainedModels" if release and not license else None,
+        "license": "other" if release else license,
+        "license_name": RELEASE_LICENSE if release else None,
+        "license_link": "https://github.com/Res2Net/Res2Net-PretrainedModels" if release else None,
         "datasets": ["imagenet-1k"] if release else None,
     }
     if evaluation:
@@ -122,7 +128,7 @@ def _what(model, metadata):
 
 
 def _figures(model):
-    size = (preprocessing_of(model) or Preprocessing()).size
+    size = (known_setting(model) or Preprocessing()).size
     price = cost(model, size, size)
     parameters = sum(leaf.size for path, leaf in variables(model).items() if not path.endswith((".mean", ".var")))
     changed = [

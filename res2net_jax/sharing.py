@@ -14,7 +14,7 @@ import numpy as np
 
 from res2net_jax import checkpoint, files, hub
 from res2net_jax.arch import Arch
-from res2net_jax.inference import preprocessing_of
+from res2net_jax.inference import known_setting
 from res2net_jax.model import Res2Net
 from res2net_jax.model_card import model_card
 from res2net_jax.variants import VARIANTS
@@ -53,7 +53,7 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        ValueError: A name that is none, or a fused model.
+        ValueError: A name that is none, a fused model, or a license for released weights.
         PermissionError: The hub does not know you, or does not let you write there.
         ConnectionError: No network, or the hub failed. Nothing was committed.
     """
@@ -169,7 +169,7 @@ def _timm_config(model: Res2Net) -> dict[str, Any] | None:
         return None
     if "scale" in changed:
         changed["block_args"] = {"scale": changed.pop("scale")}
-    setting = preprocessing_of(model)
+    setting = known_setting(model)
     names = {} if model.class_names is None else {"label_names": list(model.class_names)}
     pretrained = (
         {

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from res2net_jax.preprocess import PICTURES
@@ -39,6 +39,13 @@ def find_pictures(inputs: Iterable[str | os.PathLike]) -> list[Path]:
             "no pictures given: name files, folders, wildcards in quotes, or - for a list on standard input"
         )
     return found
+
+
+def below(pictures: Sequence[Path]) -> dict[Path, Path]:
+    """The path of each picture below the innermost folder that all lie in."""
+    absolute = {picture: Path(os.path.abspath(picture)) for picture in pictures}
+    root = os.path.commonpath({path.parent for path in absolute.values()})
+    return {picture: path.relative_to(root) for picture, path in absolute.items()}
 
 
 def natural_key(name: str) -> tuple:

@@ -5,24 +5,26 @@ from typing import Annotated
 import tyro
 
 from res2net_jax import sharing
+from res2net_jax.commands.options import Model, Text
 
 
 def push(
-    model: Annotated[str, tyro.conf.Positional],
-    repo: Annotated[str, tyro.conf.Positional],
-    license: str | None = None,
+    model: Model,
+    repo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="USER/NAME", help_behavior_hint="")],
+    license: Text = None,
     private: bool = False,
-    revision: str | None = None,
+    revision: Text = None,
 ) -> None:
-    """Shares a model on the Hugging Face hub, e.g. push runs/flowers/checkpoints me/flowers --license apache-2.0
+    """python -m res2net_jax push runs/flowers/checkpoints me/flowers --license apache-2.0
 
-    Log in first: hf auth login, or $HF_TOKEN. Then anybody may load("hf://me/flowers").
+    Shares a model on the Hugging Face hub, in one commit, with a model card; then load("hf://me/flowers") gives it to
+    anybody. Log in first: hf auth login, or $HF_TOKEN.
 
     Args:
         model: A name or a checkpoint folder.
-        repo: user/name; it is made if need be.
+        repo: The repository, made if need be.
         license: Of the weights, as the hub names it. The released weights keep their own.
-        private: Make it for your eyes only.
-        revision: A branch, by default main.
+        private: Make a new repository for your eyes only.
+        revision: A branch, made if need be; by default main.
     """
     print(sharing.push_to_hub(model, repo, license=license, private=private, revision=revision))

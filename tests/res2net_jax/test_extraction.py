@@ -19,7 +19,6 @@ import res2net_jax
 from res2net_jax import feature_file
 from res2net_jax.decoding import decoded
 from res2net_jax.feature_file import FeatureFile
-from res2net_jax.inference import picture_transform
 from res2net_jax.variants import Preprocessing
 
 SMALL = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "num_classes": 10, "zero_init_last": False}
@@ -79,7 +78,7 @@ def test_rows_are_those_of_the_files(model, pictures, tmp_path, suffix):
     assert names == list(map(str, pictures)) and rows.shape == (60, 128) and rows.dtype == np.float32
     broken = np.isnan(rows).all(axis=1)
     assert broken.nonzero()[0].tolist() == [5, 42] and np.isfinite(rows[~broken]).all()
-    transform = picture_transform(model)
+    transform = res2net_jax.preprocess(model.preprocessing)
     some = [0, 7, 8, 41, 59]
     images = np.stack([transform(pictures[i]) for i in some])
     expected = jax.jit(lambda m, x: m.forward_head(m.forward_features(x), pre_logits=True))(model, images)
@@ -188,9 +187,9 @@ def test_a_command_that_was_killed_goes_on(model, pictures, tmp_path):
     assert not (tmp_path / "f.npy").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stdout.strip() == str(tmp_path / "f.npy")
-    first, second, last = [line for line in done.stderr.splitlines() if "picture" in line and "%" not in line]
+    head, first, second = done.stderr.splitlines()
+    assert head == "2 of 60 pictures could not be read; their rows are NaN:"
     assert "p5.png: not a picture" in first and "p42.png: not a picture" in second
-    assert last == "2 of 60 pictures could not be read; their rows are NaN"
     assert (tmp_path / "f.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "--force" in done.stderr
@@ -231,7 +230,7 @@ def test_what_is_not_continued(model, pictures, tmp_path, monkeypatch):
 
 
 def test_what_has_no_features(model, pictures, tmp_path):
-    with pytest.raises(ValueError, match="no stage 'layer9'; its stages are act1, layer1, layer2, layer3, layer4"):
+    with pytest.raises(ValueError, match="no stage 'layer9'; this model has act1, layer1, layer2, layer3, layer4"):
         res2net_jax.save_features(model, pictures, tmp_path / "f.npy", "layer9")
     with pytest.raises(ValueError, match=r"in .npy or .npz; got .*f.csv"):
         res2net_jax.save_features(model, pictures, tmp_path / "f.csv")

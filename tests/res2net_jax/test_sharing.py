@@ -191,6 +191,9 @@ def test_the_card_of_released_weights(hub_server, monkeypatch):
         assert (head["license"], head["license_name"]) == ("other", "res2net-non-commercial")
         assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == 77.528
         assert "non-commercial use" in text and "| float64 224x224 | 1e-15 | 3e-14 |" in text
+    with pytest.raises(ValueError, match="which keep their licence; leave license out"):
+        res2net_jax.push_to_hub(name, "me/copy", token=TOKEN, license="mit")
+    assert len(hub_server.commits("me/copy")) == 2
     assert checkpoint.read_metadata(sharing.fetch("hf://me/copy"))["certificate"] == CERTIFICATE
     config = json.loads(hub_server.commits("me/copy")[-1]["config.json"])
     assert config["architecture"] == name and config["model_args"] == {}
