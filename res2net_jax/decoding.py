@@ -1,13 +1,15 @@
 """Pictures decoded in threads, while the device works on those before them."""
 
 import collections
-import concurrent.futures
+import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from res2net_jax.preprocess import Picture
 
 T = TypeVar("T")
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 def decoded(
@@ -27,7 +29,7 @@ def decoded(
         except (ValueError, OSError) as error:
             return error
 
-    with concurrent.futures.ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(WORKERS) as threads:
         waiting = collections.deque()
         try:
             for picture in pictures:
@@ -38,3 +40,12 @@ def decoded(
                 yield waiting.popleft().result()
         finally:
             threads.shutdown(cancel_futures=True)
+
+
+def uninterrupted(compute: Callable[..., T]) -> Callable[..., T]:
+    """``compute`` in a thread of its own, which Python waits for at its end.
+
+    Ctrl-C then stops the program between two batches: JAX crashes if it is taken down in the middle of one.
+    """
+    thread = ThreadPoolExecutor(1)
+    return lambda *arguments: thread.submit(compute, *arguments).result()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from res2net_jax import files
 from res2net_jax.arch import natural
-from res2net_jax.decoding import decoded
+from res2net_jax.decoding import decoded, uninterrupted
 from res2net_jax.explanation import check_stage
 from res2net_jax.feature_file import FeatureFile, check_target
 from res2net_jax.fusion import compile_function
@@ -88,7 +88,8 @@ def save_features(
     batch_size = natural("batch_size", batch_size, least=1)
     setting = picture_setting(model)
     blank = np.zeros((batch_size, setting.size, setting.size, model.in_chans), np.float32)
-    run = feature_extractor(model, stage, pool=pool)
+    extract = feature_extractor(model, stage, pool=pool)
+    run = uninterrupted(lambda images: np.array(extract(images), np.float32))
     shape = jax.eval_shape(lambda images: _features(model, stage, pool)(model, images), blank).shape[1:]
     settings = {
         "model": model.name,
@@ -112,7 +113,7 @@ def save_features(
                 for i, image in enumerate(batch):
                     if i not in unreadable:
                         inputs[i] = image
-                rows = np.array(run(inputs), np.float32)[: len(batch)]
+                rows = run(inputs)[: len(batch)]
                 rows[list(unreadable)] = np.nan
                 file.append(rows, unreadable)
                 bar.update(len(batch))

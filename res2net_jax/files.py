@@ -116,7 +116,7 @@ def new_file(file: Path, *, overwrite: bool = False, binary: bool = False) -> It
 
 def check_new(file: Path, overwrite: bool = False) -> None:
     """Raises what :func:`replacing` raises for a file that exists, before any work is done."""
-    if file.exists() and not file.is_file():
+    if file.exists() and not file.is_file() or file.parent == Path("/dev"):
         raise FileExistsError(f"{file} is a folder or a device; name a file to write")
     if file.exists() and not overwrite:
         raise FileExistsError(f"{file} exists; --force replaces it (overwrite=True)")

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from res2net_jax.decoding import decoded
 
 T = TypeVar("T")
-
 _AHEAD = 2  # batches that are read while one is computed
 
 

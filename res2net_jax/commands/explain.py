@@ -2,7 +2,9 @@
 
 import collections
 import difflib
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +18,7 @@ from res2net_jax.arch import natural
 from res2net_jax.commands.batches import Pictures, stack
 from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import Folder, Inputs, Model, Text
+from res2net_jax.decoding import WORKERS, uninterrupted
 from res2net_jax.fusion import compile
 from res2net_jax.inference import class_names, picture_setting
 from res2net_jax.overlay import check_alpha, overlay
@@ -66,13 +69,15 @@ def explain(
     """
     natural("--batch-size", batch_size, least=1)
     check_alpha(alpha)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is no folder; --output names the folder for the PNGs")
     targets = {picture: output / name for picture, name in png_names(find_pictures(inputs)).items()}
     for target in targets.values():
         files.check_new(target, force)
 
     loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
     setting, names = picture_setting(loaded), class_names(loaded)
-    explanation.check_stage(loaded, stage)
+    stage = explanation.check_stage(loaded, stage)
     chosen = None if class_ is None else find_class(names, class_)
     transform, run = preprocess(setting), compile(loaded)
 
@@ -80,19 +85,31 @@ def explain(
         image = open_picture(path)
         return transform(image), resize_and_crop(image, setting, SIDE)
 
-    size = min(batch_size, len(targets))
-    pictures = Pictures(list(targets), read, size)
-    for batch, results in pictures:
-        images, crops = zip(*results)
+    @uninterrupted
+    def look(images):
+        """Probabilities, the class and its map, for a padded batch."""
         images = jnp.asarray(stack(images, size))
         probabilities = np.asarray(jax.nn.softmax(run(images).astype(jnp.float32)))
         classes = probabilities.argmax(-1) if chosen is None else np.full(size, chosen)
-        heats = np.asarray(explanation.explain(loaded, images, method=method, stage=stage, classes=classes))
-        for i, path in enumerate(batch):
-            with files.new_file(targets[path], overwrite=force, binary=True) as stream:
-                overlay(crops[i], heats[i], alpha).save(stream, "PNG")
-            pictures.say(f"{targets[path]}  {probabilities[i, classes[i]]:.1%}  {names[classes[i]]}")
+        heats = explanation.explain(loaded, images, method=method, stage=stage, classes=classes)
+        return probabilities[np.arange(size), classes], classes, np.asarray(heats)
+
+    def draw(path, crop, heat):
+        with files.new_file(targets[path], overwrite=force, binary=True) as stream:
+            overlay(crop, heat, alpha).save(stream, "PNG", compress_level=1)  # photographs get no smaller by more
+
+    size = min(batch_size, len(targets))
+    pictures = Pictures(list(targets), read, size)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for batch, results in pictures:
+            images, crops = zip(*results)
+            probabilities, classes, heats = look(images)
+            list(pool.map(draw, batch, crops, heats))
+            for path, probability, index in zip(batch, probabilities, classes):
+                pictures.say(f"{targets[path]}  {probability:.1%}  {names[index]}")
     pictures.report()
+    if heats.shape[1:] == (1, 1):
+        print(f"a map of {stage} is a single place at this size of picture: choose an earlier --stage", file=sys.stderr)
     return int(strict and bool(pictures.failures))
 
 

@@ -12,6 +12,7 @@ from res2net_jax.commands import outputs, report
 from res2net_jax.commands.batches import Pictures, stack
 from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import Folder, Inputs, Model, OutputFile, Text
+from res2net_jax.decoding import uninterrupted
 from res2net_jax.fusion import compile
 from res2net_jax.inference import class_names, likeliest, picture_setting
 from res2net_jax.overlay import overlay
@@ -65,9 +66,11 @@ def predict(
         raise ValueError(f"{' and '.join(on_stdout)} both write to standard output; give one of them a file")
     if explain and html is None:
         raise ValueError("--explain goes with --html; for overlays as files: python -m res2net_jax explain")
-    for file in (csv, json_lines, html):
-        if file is not None and str(file) != "-":
-            files.check_new(file, force)
+    on_disk = [file for file in (csv, json_lines, html) if file is not None and str(file) != "-"]
+    if len(set(on_disk)) < len(on_disk):
+        raise ValueError("two outputs cannot be one file; give them different names")
+    for file in on_disk:
+        files.check_new(file, force)
     paths = find_pictures(inputs)
 
     loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
@@ -77,6 +80,16 @@ def predict(
     def read(path):
         image = open_picture(path)
         return transform(image), resize_and_crop(image, setting, report.SIDE) if html else None
+
+    @uninterrupted
+    def look(images):
+        """The predictions for a padded batch, and for a report with the evidence its maps."""
+        images = jnp.asarray(stack(images, size))
+        predictions = likeliest(run(images), names, min(top_k, loaded.num_classes))
+        if not explain:
+            return predictions, [None] * size
+        likeliest_classes = [first.index for first, *_ in predictions]
+        return predictions, np.asarray(explanation.explain(loaded, images, classes=likeliest_classes))
 
     listed = not (on_stdout or csv or json_lines or html)
     size = min(batch_size, len(paths))
@@ -96,15 +109,9 @@ def predict(
             writers.append(opened.enter_context(page))
         for batch, results in pictures:
             images, crops = zip(*results)
-            images = jnp.asarray(stack(images, size))
-            predictions = likeliest(run(images)[: len(batch)], names, min(top_k, loaded.num_classes))
-            heats = [None] * len(batch)
-            if explain:
-                classes = np.zeros(size, int)
-                classes[: len(batch)] = [first.index for first, *_ in predictions]
-                heats = map(overlay, crops, np.asarray(explanation.explain(loaded, images, classes=classes)))
-            for answer in map(outputs.Answer, batch, predictions, crops, heats):
+            for path, predictions, heat, crop in zip(batch, *look(images), crops):
+                drawn = None if heat is None else overlay(crop, heat)
                 for write in writers:
-                    write(answer)
+                    write(outputs.Answer(path, predictions, crop, drawn))
         pictures.report()
     return int(strict and bool(pictures.failures))

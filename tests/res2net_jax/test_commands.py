@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ NAMES = ["tabby, tabby cat", "crane", "crane", "Ünï", "7", "e", "f", "g", "h",
 def folder(tmp_path_factory):
     """A checkpoint of a tiny model with ten classes."""
     model = res2net_jax.create(
-        "res2net50_26w_4s", layers=(1, 1), channels=(8, 16), num_classes=10, zero_init_last=False
+        "res2net50_26w_4s", layers=(1, 1), channels=(8, 16), scale=2, num_classes=10, zero_init_last=False
     )
     model.class_names, model.preprocessing = tuple(NAMES), Preprocessing(size=32)
     return res2net_jax.save(model, tmp_path_factory.mktemp("commands") / "tiny")
@@ -140,6 +141,7 @@ def test_an_output_that_exists(run, folder, pictures, tmp_path, form):
         (["predict", "MODEL", "PICTURES", "--top-k", "0"], "--top-k must be"),
         (["predict", "MODEL", "PICTURES", "--batch-size", "-1"], "--batch-size must be"),
         (["predict", "MODEL", "PICTURES", "--csv", "-", "--json"], "--csv and --json both write to standard output"),
+        (["predict", "MODEL", "PICTURES", "--csv", "a", "--html", "a"], "two outputs cannot be one file"),
         (["predict", "MODEL", "PICTURES", "--explain"], "--explain goes with --html"),
         (
             ["explain", "MODEL", "PICTURES", "--output", "OUT", "--class", "10"],
@@ -149,6 +151,7 @@ def test_an_output_that_exists(run, folder, pictures, tmp_path, form):
         (["explain", "MODEL", "PICTURES", "--output", "OUT", "--class", "crane"], "index of one: 1 (crane), 2 (crane)"),
         (["explain", "MODEL", "PICTURES", "--output", "OUT", "--stage", "layer3"], "has act1, layer1, layer2"),
         (["explain", "MODEL", "PICTURES", "--output", "OUT", "--alpha", "2"], "alpha is a weight from 0 to 1"),
+        (["explain", "MODEL", "PICTURES", "--output", __file__], "is no folder; --output names the folder"),
         (["explain", "MODEL", "PICTURES"], "--output"),
         (["explain", "MODEL", "PICTURES", "--output", "OUT", "--method", "cam"], "gradcam++"),
         (["list", "vgg*"], "no model matches 'vgg*'"),
@@ -264,6 +267,15 @@ def test_a_reader_that_leaves_early(folder, photos):
     assert process.stdout.readline().rstrip() == str(photos[0])
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_ctrl_c_ends_without_a_word_and_leaves_nothing(folder, photos, tmp_path):
+    process = start("predict", folder, *(photos * 500), "--json-lines", "-", "--html", tmp_path / "page.html")
+    assert str(photos[0]) in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130 and error == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("form", ["--html", "stdout"])
