@@ -3,13 +3,16 @@
 import tyro
 
 from res2net_jax.command_line import main
-from res2net_jax.commands import explain, models, predict
+from res2net_jax.commands import explain, export, features, models, predict, push
 
 COMMANDS = {
     "list": (models.list_, "The models: size, cost, accuracy."),
     "info": (models.info, "One model: architecture, cost, published results, certificate."),
     "predict": (predict.predict, "What is in pictures: on the terminal, as CSV, JSON or a page."),
     "explain": (explain.explain, "Where in pictures the evidence for a class is."),
+    "features": (features.features, "Pictures to arrays: embeddings, or the maps of a stage."),
+    "export": (export.export, "A model for other programs: StableHLO, ONNX, timm."),
+    "push": (push.push, "A model to the Hugging Face hub."),
 }
 HELP = """python -m res2net_jax predict res2net50d photo.jpg
 

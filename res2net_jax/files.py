@@ -84,33 +84,42 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_file(file: Path, *, overwrite: bool = False, binary: bool = False) -> Iterator[IO]:
-    """Opens what becomes ``file`` when the block has ended well; otherwise nothing is left and nothing replaced.
+def replacing(file: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``file``, which becomes ``file`` when the block has ended well; else nothing is left.
 
     Raises:
         FileExistsError: ``file`` exists and ``overwrite`` is False, or it is a folder or a device.
         OSError: No permission, no space.
     """
     check_new(file, overwrite)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    # Names of files may hold bytes that are no UTF-8; they come out as they were.
-    text = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp{file.suffix}")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb" if binary else "w", **text) as stream:
-                yield stream
+            yield temporary
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_file(file: Path, *, overwrite: bool = False, binary: bool = False) -> Iterator[IO]:
+    """Opens what becomes ``file`` as by :func:`replacing`."""
+    # Names of files may hold bytes that are no UTF-8; they come out as they were.
+    text = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with (
+        replacing(file, overwrite=overwrite) as temporary,
+        open(temporary, "wb" if binary else "w", **text) as stream,
+    ):
+        yield stream
+
+
 def check_new(file: Path, overwrite: bool = False) -> None:
-    """Raises what :func:`new_file` raises for a file that exists, before any work is done."""
+    """Raises what :func:`replacing` raises for a file that exists, before any work is done."""
     if file.exists() and not file.is_file() or file.parent == Path("/dev"):
         raise FileExistsError(f"{file} is a folder or a device; name a file to write")
     if file.exists() and not overwrite:
-        raise FileExistsError(f"{file} exists; --force replaces it")
+        raise FileExistsError(f"{file} exists; --force replaces it (overwrite=True)")
 
 
 def versions(*packages: str) -> dict[str, str]:

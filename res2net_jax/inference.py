@@ -94,15 +94,21 @@ def picture_setting(model: Res2Net) -> Preprocessing:
     Raises:
         ValueError: It is not known, or for another number of channels.
     """
-    setting = model.preprocessing
-    if setting is None and model.name in VARIANTS:
-        setting = VARIANTS[model.name].preprocessing
-    if setting is None or len(setting.mean) != model.in_chans:
+    setting = known_setting(model)
+    if setting is None:
         raise ValueError(
             f"{model.name} with {model.in_chans} input channels has no transform for pictures; pass an array "
             "[batch, height, width, channels] that is normalised as in its training, or give the model a preprocessing="
         )
     return setting
+
+
+def known_setting(model: Res2Net) -> Preprocessing | None:
+    """As :func:`picture_setting`, but None where it is not known."""
+    setting = model.preprocessing
+    if setting is None and model.name in VARIANTS:
+        setting = VARIANTS[model.name].preprocessing
+    return setting if setting is not None and len(setting.mean) == model.in_chans else None
 
 
 @functools.cache

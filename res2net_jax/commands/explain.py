@@ -15,9 +15,10 @@ import tyro
 
 from res2net_jax import explanation, files, hub
 from res2net_jax.arch import natural
-from res2net_jax.commands.batches import WORKERS, Pictures, stack, uninterrupted
+from res2net_jax.commands.batches import Pictures, stack
 from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import Folder, Inputs, Model, Text
+from res2net_jax.decoding import WORKERS, uninterrupted
 from res2net_jax.fusion import compile
 from res2net_jax.inference import class_names, picture_setting
 from res2net_jax.overlay import check_alpha, overlay
@@ -52,7 +53,7 @@ def explain(
     interrupted.
 
     Args:
-        model: A name or a checkpoint folder.
+        model: A name, a checkpoint folder, or hf://user/name.
         inputs: Pictures, folders, wildcards in quotes, or - for a list on standard input.
         output: Where the PNGs go; in sub-folders as the pictures are.
         class_: A class's name or index; by default the likeliest of each picture.

@@ -46,14 +46,14 @@ def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: Fol
     Shows a model: architecture, cost, published results, and the certificate of its checkpoint.
 
     Args:
-        model: A name or a checkpoint folder.
+        model: A name, a checkpoint folder, or hf://user/name.
         size: Height x width of the images whose cost is shown.
         json: Print an object instead.
         cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
-    height, width = _parse_size(size)
+    height, width = parse_size(size)
     if hub.is_folder(model):
-        folder = checkpoint.locate(model)
+        folder = checkpoint.locate(hub.local_folder(model, cache_dir))
     else:
         folder = hub.cache_folder(get_variant(model).name, cache_dir=cache_dir)
         folder = folder if checkpoint.is_checkpoint(folder) else None
@@ -77,7 +77,8 @@ def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: Fol
         _print_checkpoint(folder, metadata)
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """``"224x285"`` or ``"224"`` -> height and width."""
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if not match:
         raise ValueError(f"--size is HEIGHTxWIDTH in pixels, e.g. 224x285; got {text!r}")

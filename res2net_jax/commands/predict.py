@@ -9,9 +9,10 @@ import numpy as np
 from res2net_jax import explanation, files, hub
 from res2net_jax.arch import natural
 from res2net_jax.commands import outputs, report
-from res2net_jax.commands.batches import Pictures, stack, uninterrupted
+from res2net_jax.commands.batches import Pictures, stack
 from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import Folder, Inputs, Model, OutputFile, Text
+from res2net_jax.decoding import uninterrupted
 from res2net_jax.fusion import compile
 from res2net_jax.inference import class_names, likeliest, picture_setting
 from res2net_jax.overlay import overlay
@@ -42,7 +43,7 @@ def predict(
     interrupted.
 
     Args:
-        model: A name or a checkpoint folder.
+        model: A name, a checkpoint folder, or hf://user/name.
         inputs: Pictures, folders, wildcards in quotes, or - for a list on standard input.
         top_k: Classes to show.
         csv: Write a row per picture and class; - for standard output.
