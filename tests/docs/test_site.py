@@ -1,0 +1,38 @@
+"""The site: built without a warning, with every public name and every command on it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import porting
+import res2net_jax
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; a warning fails it, so does a reference or an anchor that leads nowhere."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, env=None, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_every_public_name_is_described(site):
+    from sphinx.util.inventory import InventoryFile
+
+    with open(site / "objects.inv", "rb") as file:
+        inventory = InventoryFile.load(file, "", lambda base, path: path)
+    described = {name for kind in inventory if kind.startswith("py:") for name in inventory[kind]}
+    public = {f"{module.__name__}.{name}" for module in (res2net_jax, porting) for name in module.__all__}
+    assert public <= described
+
+
+def test_every_page_is_in_the_table_of_contents(site):
+    pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    index = (site / "index.html").read_text()
+    assert not [page for page in pages if f'href="{page}"' not in index and page.name != "index.html"]
