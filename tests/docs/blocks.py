@@ -14,12 +14,18 @@ from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 
+import porting
+import res2net_jax
+
 # What a command is given after its own arguments, so that it takes seconds: the trainer takes one step with a few small
 # pictures, and porting leaves out the comparison with timm, which tests/porting makes.
 SHORTER = {
     "train.imagenet": ["--size", "32", "--batch-size", "4", "--steps", "1", "--workers", "0"],
     "porting": ["--no-verify"],
 }
+
+
+PACKAGES = {"res2net_jax": res2net_jax, "porting": porting}
 
 
 class Block(NamedTuple):
@@ -45,8 +51,13 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def run_python(block: Block, namespace: dict) -> None:
     """Executes the statements; a line that is an expression with its value as a comment must have that value."""
-    lines = block.code.splitlines()
-    for statement in ast.parse(block.code).body:
+    lines, program = block.code.splitlines(), ast.parse(block.code)
+    for node in ast.walk(program):
+        # This process has imported every module of ours; the reader's has only what the page imports.
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in PACKAGES:
+            public = PACKAGES[node.value.id].__all__
+            assert node.attr in public, f"{block.page}: {node.value.id}.{node.attr} is not public; import it by name"
+    for statement in program.body:
         place = f"{block.page}, line {block.line + statement.lineno}"
         if not isinstance(statement, ast.Expr):
             exec(compile(ast.Module([statement], []), place, "exec"), namespace)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 import porting
 import res2net_jax
@@ -17,7 +18,7 @@ def site(tmp_path_factory):
     """The built site; a warning fails it, so does a reference or an anchor that leads nowhere."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, env=None, capture_output=True, text=True)
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return folder
 
@@ -30,6 +31,16 @@ def test_every_public_name_is_described(site):
     described = {name for kind in inventory if kind.startswith("py:") for name in inventory[kind]}
     public = {f"{module.__name__}.{name}" for module in (res2net_jax, porting) for name in module.__all__}
     assert public <= described
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("train/*.md")], ids=lambda page: page.name)
+def test_links_between_files_hold(page):
+    """Those of the site are Sphinx's business."""
+    for token in MarkdownIt().parse(page.read_text("utf-8")):
+        for child in token.children or ():
+            link = child.attrs.get("href") or child.attrs.get("src") or ""
+            if link and not link.startswith(("http", "#")):
+                assert (page.parent / link.partition("#")[0]).exists(), f"{page.name}: {link}"
 
 
 def test_every_page_is_in_the_table_of_contents(site):
