@@ -16,10 +16,10 @@ RELEASES = ("res2net50_14w_8s", "res2net50_26w_4s", "res2net50d")
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
-    """A cache folder with the models that the pages name: as wide as the releases, a block a stage, random weights."""
+    """A cache folder with the models that the pages name, random: stages as wide as the releases', and fewer layers."""
     folder = tmp_path_factory.mktemp("home")
     for name in RELEASES:
-        model = res2net_jax.create(name, layers=(1, 1, 1, 1), zero_init_last=False)
+        model = res2net_jax.create(name, layers=(1, 1, 1, 1), scale=2, zero_init_last=False)
         res2net_jax.save(model.eval(), folder / "models" / name)
     return folder
 

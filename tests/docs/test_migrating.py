@@ -20,7 +20,7 @@ from train import config
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrating.md").read_text("utf-8")
 NAME = "res2net50_26w_4s"
-LAYERS = (1, 1, 1, 1)
+LAYERS, SCALE = (1, 1, 1, 1), 2  # as in the cache
 TOLERANCE = 1e-10
 
 
@@ -37,7 +37,7 @@ def code(cells):
 
 
 class Timm:
-    """timm, whose ``pretrained=True`` reads our file, and whose models have as many blocks as ours."""
+    """timm, whose ``pretrained=True`` reads our file, and whose models have as few layers as ours."""
 
     def __init__(self, file):
         self.file = str(file)
@@ -48,17 +48,17 @@ class Timm:
     def create_model(self, name, **options):
         if options.get("pretrained"):
             options["pretrained_cfg_overlay"] = {"file": self.file}
-        return timm.create_model(name, layers=LAYERS, **options).double()
+        return timm.create_model(name, layers=LAYERS, block_args={"scale": SCALE}, **options).double()
 
 
 class Ours:
-    """res2net_jax in float64, whose models have as many blocks as those in the cache."""
+    """res2net_jax in float64, whose models have as few layers as those in the cache."""
 
     def __getattr__(self, name):
         return getattr(res2net_jax, name)
 
     def create(self, name, **options):
-        return res2net_jax.create(name, layers=LAYERS, **options)
+        return res2net_jax.create(name, layers=LAYERS, scale=SCALE, **options)
 
     def load(self, name, **options):
         return res2net_jax.load(name, param_dtype="float64", **options)
@@ -132,7 +132,7 @@ def assert_same(theirs, ours, their_images, our_images):
 
 def test_options_of_the_architecture_are_all_named():
     text = PAGE.split("## Options of the architecture")[1].split("##")[0]
-    assert set(re.findall(r"`(\w+)`", text)) - {"create", "load", "block_reduce_first"} == {
+    assert set(re.findall(r"`(\w+)`", text)) - {"create", "load", "block_args", "block_reduce_first"} == {
         field.name for field in dataclasses.fields(res2net_jax.Arch)
     }
 
