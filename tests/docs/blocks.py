@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 import porting
 import res2net_jax
 
+ROOT = Path(__file__).parents[2]
 # What a command is given after its own arguments, so that it takes seconds: the trainer takes one step with a few small
 # pictures, and porting leaves out the comparison with timm, which tests/porting makes.
 SHORTER = {
@@ -80,7 +81,9 @@ def run_shell(block: Block) -> None:
             code = run_module(words[2], [path for word in words[3:] for path in sorted(glob.glob(word)) or [word]])
         else:
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-            code = subprocess.run(["bash", "-ec", command], env=os.environ | {"PATH": path}).returncode
+            code = subprocess.run(
+                ["bash", "-ec", command], env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+            ).returncode
         assert code == 0, f"{place}: exit code {code}"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import porting
@@ -26,13 +27,16 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory, photos) -> Path:
-    """What a reader has: two photographs, two classes of them, and a file of weights of their own."""
+    """What a reader has: photographs, two classes of them to learn, and a file of weights."""
     import torch
 
     folder = tmp_path_factory.mktemp("files")
     china, flower = map(Image.open, photos)
     china.save(folder / "photo.jpg")
     flower.save(folder / "other.png")
+    for file in ("photos/beach.jpg", "holidays/2.jpg", "holidays/10.jpg", "scans/old/1.png"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        flower.save(folder / file)
     for split, tops in (("train", range(0, 120, 40)), ("val", range(20, 100, 40))):
         for name, photo in (("Löwenzahn", flower), ("ox-eye daisy", china)):
             (folder / "flowers" / split / name).mkdir(parents=True)
@@ -46,22 +50,23 @@ def files(tmp_path_factory, photos) -> Path:
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
+def shared_programs(tmp_path_factory):
     """Pages that compile the same program share it."""
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compilation_cache")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # which JAX sets up once and for all at its first compilation
+        if values is settings:
+            yield
 
 
 @pytest.fixture
-def reader(home, files, compilation_cache, tmp_path, monkeypatch) -> Path:
+def reader(home, files, shared_programs, tmp_path, monkeypatch) -> Path:
     """The reader's folder, which is the current one; ``load`` finds the releases in the cache."""
     folder = tmp_path / "reader"
     shutil.copytree(files, folder, copy_function=lambda source, target: Path(target).hardlink_to(source))

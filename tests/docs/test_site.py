@@ -43,6 +43,13 @@ def test_links_between_files_hold(page):
                 assert (page.parent / link.partition("#")[0]).exists(), f"{page.name}: {link}"
 
 
+def test_every_command_is_described():
+    from res2net_jax.__main__ import COMMANDS
+
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    assert [name for name in COMMANDS if f"`python -m res2net_jax {name}`" not in page] == []
+
+
 def test_every_page_is_in_the_table_of_contents(site):
     pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
     index = (site / "index.html").read_text()
