@@ -24,9 +24,12 @@ def port_command(
     force: bool = False,
     cache_dir: Path | None = None,
 ) -> None:
-    """Ports PyTorch releases to Orbax checkpoints and certifies them against torch.
+    """python -m porting res2net50_14w_8s
 
-    python -m porting export FOLDER FILE.pth|FILE.safetensors writes a checkpoint back for timm.
+    Ports PyTorch releases to Orbax checkpoints and certifies them against torch. And back, for timm: python -m porting
+    export FOLDER FILE.safetensors
+
+    Exit code: 0 done; 2 a mistake, or a model that was not ported; 130 interrupted.
 
     Args:
         names: Models, e.g. res2net50_14w_8s.
@@ -73,7 +76,9 @@ def export_command(
     file: Annotated[Path, tyro.conf.Positional],
     force: bool = False,
 ) -> None:
-    """Writes a checkpoint as a state dict that timm loads strictly.
+    """python -m porting export checkpoints/mine mine.safetensors
+
+    Writes a checkpoint as a state dict that timm loads strictly.
 
     Args:
         folder: A checkpoint.

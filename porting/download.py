@@ -77,7 +77,7 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
 
     try:
         if huggingface_hub.try_to_load_from_cache(repo, file, revision=revision) is None:
-            _require_host(repo, huggingface_hub.constants.ENDPOINT)
+            require_host(repo, huggingface_hub.constants.ENDPOINT)
         path = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     except errors.LocalEntryNotFoundError as error:
         raise ConnectionError(f"cannot reach the hub for {repo}, and its cache does not have it") from error
@@ -92,7 +92,7 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
     return path
 
 
-def _require_host(repo, endpoint):
+def require_host(repo, endpoint):
     """ConnectionError at once if the hub is unknown here, where its client would try for half a minute."""
     if not urllib.request.getproxies():
         host = urllib.parse.urlsplit(endpoint).hostname

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from porting.convert import state_dict, to_numpy
 from res2net_jax import checkpoint, files
+from res2net_jax.model import Res2Net
+
+SUFFIXES = (".pth", ".safetensors")
 
 
 def export(folder: str | os.PathLike, file: str | os.PathLike, *, overwrite: bool = False) -> Path:
@@ -22,20 +25,19 @@ def export(folder: str | os.PathLike, file: str | os.PathLike, *, overwrite: boo
         OSError: No permission, no space.
     """
     file = Path(file).expanduser()
-    if file.suffix not in (".pth", ".safetensors"):
-        raise ValueError(f"{file} must end in .pth or .safetensors")
-    if file.exists() and not overwrite:
-        raise FileExistsError(f"{file} exists; pass overwrite=True (--force) to replace it")
-    arrays = {key: to_numpy(value) for key, value in state_dict(checkpoint.load(folder)).items()}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with files.writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            (_write_torch if file.suffix == ".pth" else _write_safetensors)(arrays, temporary)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"{file} must end in {' or '.join(SUFFIXES)}")
+    files.check_new(file, overwrite)
+    model = checkpoint.load(folder)
+    with files.replacing(file, overwrite=overwrite) as temporary:
+        write(model, temporary)
     return file
+
+
+def write(model: Res2Net, file: Path) -> None:
+    """Writes ``model``'s state dict to ``file``, as ``.pth`` (needs torch) or ``.safetensors``."""
+    arrays = {key: to_numpy(value) for key, value in state_dict(model).items()}
+    (_write_torch if file.suffix == ".pth" else _write_safetensors)(arrays, file)
 
 
 def _write_torch(arrays, file):
@@ -51,7 +53,4 @@ def _write_torch(arrays, file):
 def _write_safetensors(arrays, file):
     import safetensors.numpy
 
-    try:
-        safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise OSError(f"cannot write {file}: {error}") from error
+    file.write_bytes(safetensors.numpy.save(arrays, metadata={"format": "pt"}))

@@ -1,160 +1,39 @@
-"""The command line: ``python -m res2net_jax list | info MODEL | predict MODEL FILE...``"""
-
-import dataclasses
-import re
-from pathlib import Path
-from typing import Annotated, Any
+"""The command line: ``python -m res2net_jax COMMAND``."""
 
 import tyro
 
-from res2net_jax import checkpoint, hub, inference
-from res2net_jax.arch import Arch
-from res2net_jax.command_line import main, table
-from res2net_jax.cost import cost
-from res2net_jax.model import Res2Net
-from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
+from res2net_jax.command_line import main
+from res2net_jax.commands import explain, export, features, models, predict, push
 
-app = tyro.extras.SubcommandApp()
-
-
-@app.command(name="list")
-def list_(pattern: Annotated[str, tyro.conf.Positional] = "*") -> None:
-    """Lists the models: size, cost at 224x224, ImageNet accuracy.
-
-    Args:
-        pattern: A wildcard, e.g. "*50*".
-    """
-    names = list_models(pattern)
-    if not names:
-        raise ValueError(f"no model matches {pattern!r}; models: {', '.join(VARIANTS)}")
-    rows = [("model", "params (M)", "MACs (G)", "top-1", "top-5")]
-    for variant in map(get_variant, names):
-        accuracy = variant.imagenet
-        sizes = f"{variant.params / 1e6:.2f}", f"{variant.macs / 1e9:.2f}"
-        rows.append((variant.name, *sizes, f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}"))
-    print(table(rows))
-
-
-@app.command
-def info(model: Annotated[str, tyro.conf.Positional], size: str = "224x224", cache_dir: Path | None = None) -> None:
-    """Shows a model: architecture, cost, published results, and the certificate of its checkpoint.
-
-    Args:
-        model: A name or a checkpoint folder.
-        size: Height x width of the images whose cost is shown.
-        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
-    """
-    height, width = _parse_size(size)
-    if hub.is_folder(model):
-        folder = checkpoint.locate(model)
-    else:
-        variant = get_variant(model)
-        folder = hub.cache_folder(variant.name, cache_dir=cache_dir)
-        if not checkpoint.is_checkpoint(folder):
-            _print_model(Res2Net(variant.arch, name=variant.name), height, width)
-            _print_published(variant)
-            print(f"\nNot in the cache yet: load({variant.name!r}) or python -m porting {variant.name} puts it there.")
-            return
-    metadata = checkpoint.read_metadata(folder)
-    described = checkpoint.abstract_model(metadata)
-    _print_model(described, height, width)
-    variant = VARIANTS.get(described.name)
-    if variant is not None and described.arch == variant.arch:
-        _print_published(variant)
-    _print_checkpoint(folder, metadata)
-
-
-@app.command
-def predict(
-    model: Annotated[str, tyro.conf.Positional],
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    top_k: int = 5,
-    source: str | None = None,
-    check_hash: bool = True,
-    cache_dir: Path | None = None,
-) -> None:
-    """Names what is in pictures.
-
-    Args:
-        model: A name or a checkpoint folder.
-        files: Pictures.
-        top_k: Classes to show.
-        source: For a name, where to take its weights from instead of the release.
-        check_hash: Compare the source's SHA-256 with the prefix in its file name.
-        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
-    """
-    if not files:
-        raise ValueError("no pictures given: python -m res2net_jax predict MODEL FILE...")
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}")
-    loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
-    for file, predictions in zip(files, inference.classify(loaded, files, top_k)):
-        print(file)
-        for prediction in predictions:
-            print(f"  {prediction.probability:6.1%}  {prediction.label}")
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
-    if not match:
-        raise ValueError(f"--size is HEIGHTxWIDTH in pixels, e.g. 224x285; got {text!r}")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _print_model(model: Res2Net, height: int, width: int) -> None:
-    leaves = checkpoint.arrays(model)
-    parameters = sum(leaf.size for path, leaf in leaves.items() if not path.endswith((".mean", ".var")))
-    price = cost(model.eval(), height, width)
-    print(f"{model.name}: {model.num_classes} classes, {model.in_chans} channels in")
-    print("  " + ", ".join(f"{field.name} {getattr(model.arch, field.name)!r}" for field in dataclasses.fields(Arch)))
-    print(f"  parameters      {parameters:,}")
-    print(f"  multiply-adds   {price.macs:,} at {height}x{width} (convolutions and classifier)")
-    print(f"  FLOPs           {price.flops:,} at {height}x{width} (the model index's convention)")
-
-
-def _print_published(variant: Variant) -> None:
-    published, setting, recipe = variant.published, variant.preprocessing, variant.recipe
-    print(f"\nPublished results of {variant.name} (top-1 / top-5, %)")
-    if published:
-        print(f"  model index     {published.top1} / {published.top5}, {published.flops:,} FLOPs at 224x285")
-    for label, field in _BENCHMARKS.items():
-        accuracy = getattr(variant, field)
-        print(f"  {label:<15} {accuracy.top1} / {accuracy.top5}")
-    print(f"  at {setting.size}x{setting.size}, crop {setting.crop_pct}, {setting.interpolation}")
-    if recipe:
-        print(
-            f"  trained {recipe.epochs} epochs, lr {recipe.lr} ({recipe.schedule}), batch {recipe.batch_size}, "
-            f"momentum {recipe.momentum}, weight decay {recipe.weight_decay}, on {recipe.hardware}"
-        )
-    print(f"  weights {variant.hub_id}, {variant.url}")
-
-
-def _print_checkpoint(folder: Path, metadata: dict[str, Any]) -> None:
-    source, certificate = metadata["source"], metadata["certificate"]
-    print(f"\nCheckpoint {folder}")
-    for key, value in source.items():
-        print(f"  {key:<15} {value}")
-    if not certificate["certified"]:
-        print(f"  not certified   {certificate['reason']}")
-        return
-    print(f"  certified       against {certificate['reference']}; largest relative difference:")
-    rows = [("", *next(iter(next(iter(certificate["error"].values())).values())))]
-    for dtype, sizes in certificate["error"].items():
-        for size, stages in sizes.items():
-            rows.append((f"{dtype} {size}", *(f"{error:.0e}" for error in stages.values())))
-    print("    " + table(rows).replace("\n", "\n    "))
-    print("  " + ", ".join(f"{name} {version}" for name, version in certificate["versions"].items()))
-
-
-_BENCHMARKS = {
-    "ImageNet": "imagenet",
-    "ImageNet ReaL": "imagenet_real",
-    "ImageNet-V2": "imagenet_v2",
-    "ImageNet-A": "imagenet_a",
-    "ImageNet-R": "imagenet_r",
-    "ImageNet-Sketch": "imagenet_sketch",
+COMMANDS = {
+    "list": (models.list_, "The models: size, cost, accuracy."),
+    "info": (models.info, "One model: architecture, cost, published results, certificate."),
+    "predict": (predict.predict, "What is in pictures: on the terminal, as CSV, JSON or a page."),
+    "explain": (explain.explain, "Where in pictures the evidence for a class is."),
+    "features": (features.features, "Pictures to arrays: embeddings, or the maps of a stage."),
+    "export": (export.export, "A model for other programs: StableHLO, ONNX, timm."),
+    "push": (push.push, "A model to the Hugging Face hub."),
 }
+HELP = """python -m res2net_jax predict res2net50d photo.jpg
+
+Res2Net models and what they say of pictures. A command's own help: python -m res2net_jax COMMAND --help
+
+Exit codes: 0 done; 1 with --strict, if pictures were left out; 2 a mistake, or a failure that is explained (--debug
+shows its traceback); 130 interrupted."""
+
+
+def command(arguments: list[str]) -> int | None:
+    prog, config = "python -m res2net_jax", (tyro.conf.FlagCreatePairsOff,)
+    if arguments and arguments[0] in COMMANDS:
+        function, _ = COMMANDS[arguments[0]]
+        return tyro.cli(function, prog=f"{prog} {arguments[0]}", args=arguments[1:], config=config)
+    app = tyro.extras.SubcommandApp()
+    for name, (function, summary) in COMMANDS.items():
+        app.command(function, name=name, help=summary)
+    if arguments and arguments[0].startswith("--tyro-"):  # a shell completes one word, so an alias has to stand for it
+        prog = "res2net_jax"
+    return app.cli(prog=prog, args=arguments, description=HELP, config=config)
+
 
 if __name__ == "__main__":
-    main(lambda arguments: app.cli(prog="python -m res2net_jax", args=arguments))
+    main(command)

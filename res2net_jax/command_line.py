@@ -1,5 +1,6 @@
 """What all commands share: one line for a user's mistake, a traceback for ours."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -8,25 +9,38 @@ from collections.abc import Callable
 EXPECTED = (ValueError, TypeError, OSError, ImportError)
 
 
-def main(command: Callable[[list[str]], None]) -> None:
-    """Runs ``command`` on the arguments and exits: 0 done, 2 a mistake or a failure that is explained, 130 interrupted.
+def main(command: Callable[[list[str]], int | None]) -> None:
+    """Runs ``command`` on the arguments and exits.
 
-    ``--debug`` anywhere shows the traceback of the failure as well.
+    The exit code is 0 when done, 2 for a mistake or a failure that is explained, 130 when interrupted, and otherwise
+    what ``command`` returns. ``--debug`` anywhere shows the traceback of the failure as well.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be what the terminal cannot show
     try:
-        command(arguments)
+        code = command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, e.g. head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
     except KeyboardInterrupt:
         sys.exit(130)
     except EXPECTED as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.exit(2)
+        _silence_stdout()  # which was itself what failed, e.g. on a full disk
         sys.exit(2)
+    else:
+        if code:
+            sys.exit(code)
+
+
+def _silence_stdout():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 def cache_home(cache_dir: str | os.PathLike | None = None) -> Path:
@@ -80,6 +81,45 @@ def writing(target: Path) -> Iterator[None]:
         if any(sign in str(error) for sign in full):
             raise OSError(errno.ENOSPC, f"no space to write {target}; nothing was left behind") from error
         raise
+
+
+@contextlib.contextmanager
+def replacing(file: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``file``, which becomes ``file`` when the block has ended well; else nothing is left.
+
+    Raises:
+        FileExistsError: ``file`` exists and ``overwrite`` is False, or it is a folder or a device.
+        OSError: No permission, no space.
+    """
+    check_new(file, overwrite)
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp{file.suffix}")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_file(file: Path, *, overwrite: bool = False, binary: bool = False) -> Iterator[IO]:
+    """Opens what becomes ``file`` as by :func:`replacing`."""
+    # Names of files may hold bytes that are no UTF-8; they come out as they were.
+    text = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with (
+        replacing(file, overwrite=overwrite) as temporary,
+        open(temporary, "wb" if binary else "w", **text) as stream,
+    ):
+        yield stream
+
+
+def check_new(file: Path, overwrite: bool = False) -> None:
+    """Raises what :func:`replacing` raises for a file that exists, before any work is done."""
+    if file.exists() and not file.is_file():
+        raise FileExistsError(f"{file} is a folder or a device; name a file to write")
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists; --force replaces it (overwrite=True)")
 
 
 def versions(*packages: str) -> dict[str, str]:

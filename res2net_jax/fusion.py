@@ -56,12 +56,17 @@ def compile(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, 
     Raises:
         ValueError: ``model`` is in train mode.
     """
+    return compile_function(Res2Net.__call__, model)
+
+
+def compile_function(function: Callable, model: Res2Net) -> Callable:
+    """As :func:`compile`, for what ``function(model, images)`` gives."""
     graphdef, state = nnx.split(fuse(model))
     leaves, structure = jax.tree.flatten(state)
 
     @jax.jit(compiler_options=compiler_options())
     def run(leaves, images):
-        return nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))(images)
+        return function(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)), images)
 
     return lambda images: run(leaves, images)
 

@@ -83,7 +83,8 @@ def load(
     any moment leaves a cache that works. Needs no torch unless ``source`` is a ``.pth`` file.
 
     Args:
-        name_or_folder: A variant, or a checkpoint (by :func:`save`, ``python -m porting`` or the trainer).
+        name_or_folder: A variant, a checkpoint (by :func:`save`, ``python -m porting`` or the trainer), or
+            ``"hf://user/name"`` or ``"hf://user/name@revision"``, one on the hub (by :func:`push_to_hub`).
         source: For a name, where to take the weights from instead of the release: a ``.pth`` or
             ``.safetensors`` file, a URL, or a hub id such as ``"timm/res2net50_14w_8s.in1k"``.
         cache_dir: Cache folder; else ``$RES2NET_JAX_HOME``, else the platform's own.
@@ -113,7 +114,7 @@ def load(
     if is_folder(name_or_folder):
         if source is not None:
             raise ValueError(f"{name_or_folder} is a checkpoint folder; source= goes with a model name")
-        model = checkpoint.load(name_or_folder, **options)
+        model = checkpoint.load(local_folder(name_or_folder, cache_dir), **options)
     else:
         variant = get_variant(name_or_folder)
         override(variant.arch, **arch)  # a mistake in the options shows before anything is downloaded
@@ -179,6 +180,15 @@ def cache_key(name: str, source: str | os.PathLike | None = None) -> str:
     else:
         digest = hashlib.sha256(str(source).encode())
     return f"{name}@{digest.hexdigest()[:12]}"
+
+
+def local_folder(folder: str | os.PathLike, cache_dir: str | os.PathLike | None = None) -> str | os.PathLike:
+    """``folder``; if it is an address on the hub, hf://user/name, where the cache has it now."""
+    if isinstance(folder, str) and folder.startswith("hf://"):
+        from res2net_jax import sharing
+
+        return sharing.fetch(folder, cache_dir)
+    return folder
 
 
 def is_folder(name_or_folder) -> bool:

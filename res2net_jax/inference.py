@@ -8,12 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from res2net_jax.arch import natural
 from res2net_jax.backend import compiler_options
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import Picture, preprocess
-from res2net_jax.variants import VARIANTS
+from res2net_jax.variants import VARIANTS, Preprocessing
 
 
 class Prediction(NamedTuple):
@@ -59,7 +60,7 @@ def classify(
         raise ValueError("there are no images to classify")
     if is_array:
         model.check_images(images)
-    transform = None if is_array else _transform(model)
+    transform = None if is_array else preprocess(picture_setting(model))
     answers = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -68,9 +69,13 @@ def classify(
         padding = min(batch_size, len(images)) - len(batch)  # the last batch as large as the others: one compilation
         padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0))) if padding else batch
         probabilities, indices = _compiled_top()(model, jnp.asarray(padded), top_k)
-        rows = zip(np.asarray(probabilities)[: len(batch)].tolist(), np.asarray(indices)[: len(batch)].tolist())
-        answers += [[Prediction(names[i], p, i) for p, i in zip(*row)] for row in rows]
+        answers += _name(names, probabilities[: len(batch)], indices[: len(batch)])
     return answers[0] if single else answers
+
+
+def likeliest(logits: Float[Array, "b k"], names: Sequence[str], top_k: int) -> list[list[Prediction]]:
+    """The ``top_k`` likeliest classes of each row of ``logits``, likeliest first."""
+    return _name(names, *_top(logits, top_k))
 
 
 def class_names(model: Res2Net) -> tuple[str, ...]:
@@ -83,16 +88,27 @@ def class_names(model: Res2Net) -> tuple[str, ...]:
     return names if model.num_classes == len(names) else tuple(f"class {i}" for i in range(model.num_classes))
 
 
-def _transform(model):
-    setting = model.preprocessing
-    if setting is None and model.name in VARIANTS:
-        setting = VARIANTS[model.name].preprocessing
-    if setting is None or len(setting.mean) != model.in_chans:
+def picture_setting(model: Res2Net) -> Preprocessing:
+    """How pictures become the images that ``model`` takes; for :func:`preprocess`.
+
+    Raises:
+        ValueError: It is not known, or for another number of channels.
+    """
+    setting = known_setting(model)
+    if setting is None:
         raise ValueError(
             f"{model.name} with {model.in_chans} input channels has no transform for pictures; pass an array "
             "[batch, height, width, channels] that is normalised as in its training, or give the model a preprocessing="
         )
-    return preprocess(setting)
+    return setting
+
+
+def known_setting(model: Res2Net) -> Preprocessing | None:
+    """As :func:`picture_setting`, but None where it is not known."""
+    setting = model.preprocessing
+    if setting is None and model.name in VARIANTS:
+        setting = VARIANTS[model.name].preprocessing
+    return setting if setting is not None and len(setting.mean) == model.in_chans else None
 
 
 @functools.cache
@@ -102,10 +118,19 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     return tuple(tuple(line.split("\t")) for line in text.splitlines())
 
 
+def _name(names, probabilities, indices):
+    rows = zip(np.asarray(probabilities).tolist(), np.asarray(indices).tolist())
+    return [[Prediction(names[i], p, i) for p, i in zip(*row)] for row in rows]
+
+
+def _top(logits, k):
+    return jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), k)
+
+
 @functools.cache
 def _compiled_top():
     @functools.partial(jax.jit, static_argnums=2, compiler_options=compiler_options())
     def top(model, images, k):
-        return jax.lax.top_k(jax.nn.softmax(model(images).astype(jnp.float32)), k)
+        return _top(model(images), k)
 
     return top

@@ -17,6 +17,9 @@ from res2net_jax.variants import Preprocessing, Variant, get_variant
 
 Picture = str | os.PathLike | bytes | bytearray | Image.Image
 
+#: What the name of a picture in a folder ends in, in any case; a file that is named itself may end as it likes.
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
 
 def preprocess(
     name_or_setting: str | Variant | Preprocessing, *, size: int | None = None

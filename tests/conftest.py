@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from hub_server import hub_server  # noqa: E402, F401
 from server import server  # noqa: E402, F401
 
 

@@ -221,10 +221,11 @@ def parse(arguments: Sequence[str], prog: str) -> Config:
         hint = f'did you mean "{close[0]}"?' if close else f"there are {', '.join(RECIPES)}"
         raise ValueError(f'there is no recipe "{name}"; {hint}')
     summaries = "\n".join(f"  {key:9} {recipe.__doc__.splitlines()[0]}" for key, recipe in RECIPES.items())
+    description = f"{prog} {name} --output runs/{name}\n\nTrains a Res2Net. Recipes:\n\n{summaries}\n\n"
     return tyro.cli(
         Config,
         prog=f"{prog} [{'|'.join(RECIPES)}]",
-        description=f"Train a Res2Net. Recipes:\n\n{summaries}\n\nSwitches, with the values of {name}:",
+        description=f"{description}Switches, with the values of {name}:",
         default=RECIPES[name](),
         args=arguments,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from res2net_jax.preprocess import PICTURES
 from train import imagenet_subsets
-from train.sources import PICTURES, Arrays, Files, Records, list_pictures
+from train.sources import Arrays, Files, Records, list_pictures
 
 # TFDS sets that need a word of their own: the configuration to take, or the classes to score among.
 _CONFIGS = {"imagenet_v2": "imagenet_v2/matched-frequency"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+from res2net_jax.preprocess import PICTURES
 
 
 @dataclasses.dataclass(frozen=True)

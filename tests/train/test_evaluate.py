@@ -19,7 +19,7 @@ from res2net_jax.model import Res2Net
 from res2net_jax.variants import Arch, Preprocessing, get_variant
 from train.data import eval_batches
 from train.datasets import Dataset, imagenet_synsets, open_dataset
-from train.evaluate import COLUMNS, evaluate, preprocessing_of, published, require_matching
+from train.evaluate import COLUMNS, evaluate, known_setting, published, require_matching
 from train.sources import Arrays
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def expected(digits_folder):
 
 @pytest.mark.parametrize("batch_size", [64, 1000])
 def test_counts_are_those_of_one_picture_after_the_other(digits_folder, expected, batch_size):
-    assert preprocessing_of(str(digits_folder)) == SETTING
+    assert known_setting(str(digits_folder)) == SETTING
     model, dataset = res2net_jax.load(digits_folder), open_dataset("digits", "test")
     assert evaluate(model, dataset, SETTING, batch_size=batch_size) == expected
     assert 0 < expected["top1"] < expected["top5"] < 355
@@ -157,7 +157,7 @@ def test_accuracy_is_that_of_timm(timm_model, photos, checkpoint_folder, tmp_pat
             "count": expected["count"] + 1,
         }
     dataset = open_dataset(f"folder:{tmp_path / 'set'}", "validation")
-    setting = preprocessing_of(str(checkpoint_folder))
+    setting = known_setting(str(checkpoint_folder))
     assert setting == get_variant("res2net50_48w_2s").preprocessing
     assert evaluate(res2net_jax.load(checkpoint_folder), dataset, setting, batch_size=4) == expected
 
@@ -296,7 +296,7 @@ def test_no_labels_at_all(digits_folder):
             return {"image": np.zeros((8, 8, 1), np.uint8), "label": ()}
 
     dataset = Dataset("unlabelled", "validation", Source(), 10, multi_label=True, in_chans=1)
-    setting = preprocessing_of(str(digits_folder))
+    setting = known_setting(str(digits_folder))
     with pytest.raises(ValueError, match=r"no example of unlabelled\[validation\] has a label"):
         evaluate(res2net_jax.load(digits_folder), dataset, setting, batch_size=2)
     assert len(list(eval_batches(dataset, preprocessing=setting, batch_size=2))) == 2

@@ -1,0 +1,112 @@
+"""A model as ONNX: torch's exporter writes timm's model of the same architecture under our weights."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from porting.convert import state_dict, to_numpy
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import Preprocessing
+
+_MISSING = "an .onnx file needs torch, timm, onnx and onnxruntime: pip install 'res2net_jax[onnx]' ({})"
+
+
+def write(model: Res2Net, file: Path, *, size: tuple[int, int], scaling: Preprocessing | None) -> None:
+    """Writes ``model`` to ``file``: images [batch, *size, in_chans] in, logits out, both float32.
+
+    Args:
+        model: In eval mode.
+        file: The ONNX file.
+        size: Height and width of the images.
+        scaling: For uint8 pictures, mean and standard deviation to normalise them by; None for normalised images.
+
+    Raises:
+        ImportError: The extra ``onnx`` is missing.
+    """
+    try:
+        import onnxscript  # noqa: F401  torch's exporter needs it
+        import torch
+    except ImportError as error:
+        raise ImportError(_MISSING.format(error)) from error
+
+    class Images(torch.nn.Module):
+        """NHWC, and normalises pictures; as the model in JAX takes them."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = timm_model(model).eval()
+
+        def forward(self, images):
+            if scaling is not None:
+                images = (images.float() / 255 - torch.tensor(scaling.mean)) / torch.tensor(scaling.std)
+            outputs = self.model(images.permute(0, 3, 1, 2))
+            return outputs.permute(0, 2, 3, 1) if outputs.ndim == 4 else outputs  # maps, of a model without pooling
+
+    example = torch.zeros((2, *size, model.in_chans), dtype=torch.uint8 if scaling else torch.float32)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Images(),
+            (example,),
+            file,
+            dynamo=True,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            input_names=["images"],
+            output_names=["logits"],
+            external_data=False,
+            verbose=False,
+        )
+
+
+def load(file: Path):
+    """What ``file`` computes, by ONNX Runtime on the CPU: images -> logits, as numpy arrays."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(_MISSING.format(error)) from error
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": np.asarray(images)})[0]
+
+
+def timm_model(model: Res2Net):
+    """timm's model (a torch.nn.Module) of the architecture and with the weights of ``model``, in float32."""
+    import timm
+    import torch
+    from timm.layers import BlurPool2d, get_attn
+
+    class BlurPoolConstant(BlurPool2d):
+        def __init__(self, **options):
+            super().__init__(pad_mode="constant", **options)
+
+    anti_aliasing = {"": None, "avg": torch.nn.AvgPool2d, "blur": BlurPool2d, "blurpc": BlurPoolConstant}
+    options = dataclasses.asdict(model.arch)
+    options["aa_layer"] = anti_aliasing[options["aa_layer"]]
+    block_args = {"scale": options.pop("scale"), "attn_layer": get_attn(options.pop("attn_layer") or None)}
+    counts = {"num_classes": model.num_classes, "in_chans": model.in_chans}
+    twin = timm.create_model("res2net50_26w_4s", block_args=block_args, **counts, **options)
+    weights = {key: torch.tensor(to_numpy(value), dtype=torch.float32) for key, value in state_dict(model).items()}
+    twin.load_state_dict(weights, strict=True)
+    stages = [getattr(twin, f"layer{i + 1}") for i in range(len(model.arch.layers))]
+    if len(stages) != 4:  # timm's forward runs four, however many there are
+        for i in range(4):
+            stage = stages[i : i + 1] if i < 3 else stages[i:]
+            setattr(twin, f"layer{i + 1}", torch.nn.Sequential(*stage))
+    return twin
+
+
+@contextlib.contextmanager
+def _quiet():
+    """torch's exporter prints its steps."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""The commands of ``python -m res2net_jax``, one file each."""

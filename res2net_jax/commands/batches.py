@@ -1,0 +1,97 @@
+"""Many pictures, read by threads, a batch at a time in bounded memory; broken ones are left out and remembered."""
+
+import collections
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+_AHEAD = 2  # batches that are read while one is computed
+
+
+class Pictures:
+    """Iterates over ``(paths, [read(path), ...])``, at most ``batch_size`` of each, in the order of ``paths``.
+
+    Args:
+        paths: The pictures.
+        read: What is wanted of one; it raises ValueError or OSError for a broken one. Runs in threads.
+        batch_size: The last batch may be smaller.
+        quiet: Show no progress bar; there is none anyway where standard error is no terminal.
+
+    Attributes:
+        failures: What was said of each broken picture, in order; complete at the end.
+    """
+
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], T], batch_size: int, *, quiet: bool = False):
+        self.paths, self.batch_size, self.quiet = paths, batch_size, quiet
+        self.failures: list[str] = []
+        self._read = read
+
+    def __iter__(self) -> Iterator[tuple[list[Path], list[T]]]:
+        batch = []
+        for path, result in self._results():
+            batch.append((path, result))
+            if len(batch) == self.batch_size:
+                yield tuple(map(list, zip(*batch)))
+                batch = []
+        if batch:
+            yield tuple(map(list, zip(*batch)))
+
+    def say(self, line: str) -> None:
+        """Prints ``line`` without spoiling the progress bar."""
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(line, flush=True)
+
+    def report(self) -> None:
+        """Names the broken pictures on standard error.
+
+        Raises:
+            ValueError: All are broken.
+        """
+        lines = "\n".join(f"  {failure}" for failure in self.failures)
+        if len(self.failures) == len(self.paths):
+            if len(self.failures) == 1:
+                raise ValueError(self.failures[0])
+            raise ValueError(f"none of the {len(self.paths):,} pictures can be read:\n{lines}")
+        if self.failures:
+            count = f"{len(self.failures):,} of {len(self.paths):,} pictures"
+            print(f"{count} could not be read and are left out:\n{lines}", file=sys.stderr)
+
+    def _results(self):
+        bar = tqdm(total=len(self.paths), unit="picture", disable=True if self.quiet else None, file=sys.stderr)
+        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        waiting = collections.deque()
+        rest = iter(self.paths)
+        try:
+            with bar:
+                while True:
+                    while len(waiting) < _AHEAD * self.batch_size and (path := next(rest, None)) is not None:
+                        waiting.append((path, pool.submit(self._read, path)))
+                    if not waiting:
+                        return
+                    path, future = waiting.popleft()
+                    try:
+                        result = future.result()
+                    except (ValueError, OSError) as error:
+                        text = str(error)
+                        self.failures.append(text if str(path) in text else f"{path}: {text}")
+                    else:
+                        yield path, result
+                    bar.update()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def stack(arrays: Sequence[Float[np.ndarray, "h w c"]], size: int) -> Float[np.ndarray, "b h w c"]:
+    """A batch of ``size`` images, with zeros where there are too few: one size is one compilation."""
+    batch = np.zeros((size, *arrays[0].shape), arrays[0].dtype)
+    batch[: len(arrays)] = arrays
+    return batch

@@ -1,0 +1,46 @@
+"""``export``: a model as a file for other programs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from res2net_jax import files, formats, hub
+from res2net_jax.commands.models import parse_size
+from res2net_jax.commands.options import Folder, Model, Text
+
+
+def export(
+    model: Model,
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")],
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    size: Text = None,
+    uint8: bool = False,
+    weights_beside: bool = False,
+    force: bool = False,
+    source: Text = None,
+    check_hash: bool = True,
+    cache_dir: Folder = None,
+) -> None:
+    """python -m res2net_jax export res2net50d model.onnx --uint8
+
+    Writes a model for other programs. The file is run and compared with the model first, and not kept if it computes
+    something else.
+
+    Args:
+        model: A name, a checkpoint folder, or hf://user/name.
+        file: FILE.stablehlo (JAX on cpu, cuda and tpu), FILE.onnx, or FILE.pth and FILE.safetensors for timm.
+        dtype: Computation type of a .stablehlo, by default float32.
+        size: Height x width of the images, by default those of the model's evaluation.
+        uint8: Take pictures in uint8 and normalise them inside.
+        weights_beside: Keep the weights of a .stablehlo in FILE.weights.safetensors.
+        force: Replace a file that exists.
+        source: For a name, where to take its weights from instead of the release.
+        check_hash: Take a source whose SHA-256 does not begin as its file name says.
+        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
+    """
+    options = {"dtype": dtype, "size": parse_size(size) if size else None, "uint8": uint8}
+    formats.check_format(file)
+    files.check_new(file, force)
+    loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
+    print(formats.export(loaded, file, weights_beside=weights_beside, overwrite=force, **options))

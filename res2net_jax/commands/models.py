@@ -1,0 +1,156 @@
+"""``list`` and ``info``: what is known of the models."""
+
+import dataclasses
+import re
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from res2net_jax import checkpoint, hub
+from res2net_jax.arch import Arch
+from res2net_jax.command_line import table
+from res2net_jax.commands.options import Folder, Model
+from res2net_jax.cost import cost
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
+
+
+def list_(pattern: Annotated[str, tyro.conf.Positional] = "*", json: bool = False) -> None:
+    """python -m res2net_jax list "*50*"
+
+    Lists the models: parameters, multiply-adds at 224x224, published ImageNet accuracy.
+
+    Args:
+        pattern: A wildcard.
+        json: Print every published fact, as an array.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}; models: {', '.join(VARIANTS)}")
+    if json:
+        print(dumps([dataclasses.asdict(get_variant(name)) for name in names], indent=2))
+        return
+    rows = [("model", "params (M)", "MACs (G)", "top-1", "top-5")]
+    for variant in map(get_variant, names):
+        accuracy = variant.imagenet
+        sizes = f"{variant.params / 1e6:.2f}", f"{variant.macs / 1e9:.2f}"
+        rows.append((variant.name, *sizes, f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}"))
+    print(table(rows))
+
+
+def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: Folder = None) -> None:
+    """python -m res2net_jax info res2net50_26w_4s --size 224x285
+
+    Shows a model: architecture, cost, published results, and the certificate of its checkpoint.
+
+    Args:
+        model: A name, a checkpoint folder, or hf://user/name.
+        size: Height x width of the images whose cost is shown.
+        json: Print an object instead.
+        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
+    """
+    height, width = parse_size(size)
+    if hub.is_folder(model):
+        folder = checkpoint.locate(hub.local_folder(model, cache_dir))
+    else:
+        folder = hub.cache_folder(get_variant(model).name, cache_dir=cache_dir)
+        folder = folder if checkpoint.is_checkpoint(folder) else None
+    metadata = None if folder is None else checkpoint.read_metadata(folder)
+    if metadata is None:
+        described = Res2Net(get_variant(model).arch, name=model)
+    else:
+        described = checkpoint.abstract_model(metadata)
+    variant = VARIANTS.get(described.name)
+    if variant is not None and described.arch != variant.arch:
+        variant = None  # a relative: what was published is not of this model
+    if json:
+        print(dumps(_as_json(described, height, width, variant, folder, metadata), indent=2))
+        return
+    _print_model(described, height, width)
+    if variant is not None:
+        _print_published(variant)
+    if metadata is None:
+        print(f"\nNot in the cache yet: load({model!r}) or python -m porting {model} puts it there.")
+    else:
+        _print_checkpoint(folder, metadata)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``"224x285"`` or ``"224"`` -> height and width."""
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not match:
+        raise ValueError(f"--size is HEIGHTxWIDTH in pixels, e.g. 224x285; got {text!r}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _as_json(model, height, width, variant, folder, metadata):
+    price = cost(model.eval(), height, width)
+    return {
+        "name": model.name,
+        "num_classes": model.num_classes,
+        "in_chans": model.in_chans,
+        "arch": dataclasses.asdict(model.arch),
+        "params": _parameters(model),
+        "cost": {"height": height, "width": width, "macs": price.macs, "flops": price.flops},
+        "published": None if variant is None else dataclasses.asdict(variant),
+        "checkpoint": None if metadata is None else {"folder": str(folder), **metadata},
+    }
+
+
+def _parameters(model: Res2Net) -> int:
+    return sum(leaf.size for path, leaf in checkpoint.arrays(model).items() if not path.endswith((".mean", ".var")))
+
+
+def _print_model(model: Res2Net, height: int, width: int) -> None:
+    price = cost(model.eval(), height, width)
+    print(f"{model.name}: {model.num_classes} classes, {model.in_chans} channels in")
+    print("  " + ", ".join(f"{field.name} {getattr(model.arch, field.name)!r}" for field in dataclasses.fields(Arch)))
+    print(f"  parameters      {_parameters(model):,}")
+    print(f"  multiply-adds   {price.macs:,} at {height}x{width} (convolutions and classifier)")
+    print(f"  FLOPs           {price.flops:,} at {height}x{width} (the model index's convention)")
+
+
+def _print_published(variant: Variant) -> None:
+    published, setting, recipe = variant.published, variant.preprocessing, variant.recipe
+    print(f"\nPublished results of {variant.name} (top-1 / top-5, %)")
+    if published:
+        print(f"  model index     {published.top1} / {published.top5}, {published.flops:,} FLOPs at 224x285")
+    for label, field in _BENCHMARKS.items():
+        accuracy = getattr(variant, field)
+        print(f"  {label:<15} {accuracy.top1} / {accuracy.top5}")
+    print(f"  at {setting.size}x{setting.size}, crop {setting.crop_pct}, {setting.interpolation}")
+    if recipe:
+        print(
+            f"  trained {recipe.epochs} epochs, lr {recipe.lr} ({recipe.schedule}), batch {recipe.batch_size}, "
+            f"momentum {recipe.momentum}, weight decay {recipe.weight_decay}, on {recipe.hardware}"
+        )
+    print(f"  weights {variant.hub_id}, {variant.url}")
+
+
+def _print_checkpoint(folder: Path, metadata: dict[str, Any]) -> None:
+    source, certificate = metadata["source"], metadata["certificate"]
+    print(f"\nCheckpoint {folder}")
+    for key, value in source.items():
+        print(f"  {key:<15} {value}")
+    if not certificate["certified"]:
+        print(f"  not certified   {certificate['reason']}")
+        return
+    print(f"  certified       against {certificate['reference']}; largest relative difference:")
+    rows = [("", *next(iter(next(iter(certificate["error"].values())).values())))]
+    for dtype, sizes in certificate["error"].items():
+        for size, stages in sizes.items():
+            rows.append((f"{dtype} {size}", *(f"{error:.0e}" for error in stages.values())))
+    print("    " + table(rows).replace("\n", "\n    "))
+    print("  " + ", ".join(f"{name} {version}" for name, version in certificate["versions"].items()))
+
+
+_BENCHMARKS = {
+    "ImageNet": "imagenet",
+    "ImageNet ReaL": "imagenet_real",
+    "ImageNet-V2": "imagenet_v2",
+    "ImageNet-A": "imagenet_a",
+    "ImageNet-R": "imagenet_r",
+    "ImageNet-Sketch": "imagenet_sketch",
+}

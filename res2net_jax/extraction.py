@@ -1,0 +1,142 @@
+"""Features instead of logits: of images in memory, or of any number of picture files to a file."""
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from res2net_jax import files
+from res2net_jax.arch import natural
+from res2net_jax.decoding import decoded
+from res2net_jax.explanation import check_stage
+from res2net_jax.feature_file import FeatureFile, check_target
+from res2net_jax.fusion import compile_function
+from res2net_jax.inference import picture_setting
+from res2net_jax.init import variables
+from res2net_jax.model import Res2Net
+from res2net_jax.pooling import global_pool
+from res2net_jax.preprocess import preprocess
+
+
+def feature_extractor(
+    model: Res2Net, stage: str | None = None, *, pool: bool = True
+) -> Callable[[Float[Array, "b h w c"]], Float[Array, "b *shape"]]:
+    """The fast way to a model's features; made as :func:`res2net_jax.compile` makes it for the logits.
+
+    Args:
+        model: In eval mode. Later changes of its weights have no effect.
+        stage: ``"layer3"``, say, of ``model.feature_info``; ``"act1"`` is the stem before its pooling. By default
+            the last one.
+        pool: Pool the stage's maps as the model pools its last ones (by the mean if it does not), to [b, f]: for the
+            last stage what the classifier sees. Otherwise the maps [b, h, w, f] are given whole.
+
+    Returns:
+        Normalised images [b, h, w, c] -> features, in the model's computation type.
+
+    Raises:
+        ValueError: No such stage, or a model in train mode.
+    """
+    return compile_function(_features(model, stage, pool), model)
+
+
+def save_features(
+    model: Res2Net,
+    pictures: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    stage: str | None = None,
+    *,
+    pool: bool = True,
+    batch_size: int = 32,
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Writes the features of picture files, a row a file, to ``output``.
+
+    A run that was cut off, by ``kill -9`` too, goes on when it is repeated, and writes the same bytes (on a GPU, whose
+    libraries choose their algorithms anew each time, the same to rounding). Memory does not grow with the number of
+    pictures, but for their names. Rows are float32; that of a picture that cannot be read is NaN.
+
+    Args:
+        model: In eval mode, for RGB pictures.
+        pictures: Paths.
+        output: ``.npy``, with a ``.json`` beside it that names the files; or ``.npz``, with arrays ``features`` and
+            ``files``, which needs twice the space while it is written.
+        stage: As for :func:`feature_extractor`.
+        pool: As for :func:`feature_extractor`.
+        batch_size: Pictures to run at a time.
+        overwrite: Replace ``output``, and forget an unfinished run of other pictures or settings.
+
+    Returns:
+        The pictures that could not be read, and why.
+
+    Raises:
+        ValueError: No pictures, no such stage, another suffix, or an unfinished run of other settings.
+        FileExistsError: ``output`` is there.
+        OSError: No permission, no space.
+    """
+    output = Path(output).expanduser().absolute()
+    check_target(output, overwrite)
+    names = [os.fspath(picture) for picture in pictures]
+    if not names:
+        raise ValueError("there are no pictures to take features of")
+    batch_size = natural("batch_size", batch_size, least=1)
+    setting = picture_setting(model)
+    blank = np.zeros((batch_size, setting.size, setting.size, model.in_chans), np.float32)
+    run = feature_extractor(model, stage, pool=pool)
+    shape = jax.eval_shape(lambda images: _features(model, stage, pool)(model, images), blank).shape[1:]
+    settings = {
+        "model": model.name,
+        "weights": _fingerprint(model),
+        "stage": check_stage(model, stage),
+        "pool": pool,
+        "batch_size": batch_size,
+        "jax": f"{jax.__version__}, {jax.default_backend()}",
+    }
+    with files.lock(output):
+        file = FeatureFile(output, names, shape, settings, overwrite=overwrite)
+        images = decoded(itertools.islice(names, file.rows, None), preprocess(setting), ahead=2 * batch_size)
+        with tqdm(total=len(names), initial=file.rows, unit="picture", disable=None) as bar:
+            while not file.finished:
+                batch = list(itertools.islice(images, batch_size))
+                if not batch:
+                    file.finish()
+                    break
+                unreadable = {i: str(image) for i, image in enumerate(batch) if isinstance(image, Exception)}
+                inputs = blank.copy()  # always as large, for one compilation
+                for i, image in enumerate(batch):
+                    if i not in unreadable:
+                        inputs[i] = image
+                rows = np.array(run(inputs), np.float32)[: len(batch)]
+                rows[list(unreadable)] = np.nan
+                file.append(rows, unreadable)
+                bar.update(len(batch))
+    return {names[row]: reason for row, reason in file.unreadable.items()}
+
+
+def _features(model, stage, pool):
+    check_stage(model, stage)
+    stages = [info["module"] for info in model.feature_info]
+
+    def features(model, images):
+        if stage is None:
+            last = model.forward_features(images)
+            features = model.forward_head(last, pre_logits=True) if pool else last
+        else:
+            _, (features,) = model.forward_intermediates(images, [stages.index(stage)], stop_early=True)
+            features = global_pool(features, model.arch.global_pool or "avg") if pool else features
+        return features
+
+    return features
+
+
+def _fingerprint(model):
+    digest = hashlib.sha256(repr(dataclasses.astuple(model.arch)).encode())
+    for path, leaf in sorted(variables(model).items()):
+        digest.update(path.encode() + np.asarray(leaf.get_value()).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,300 @@
+"""The command line as a user meets it: outputs, exit codes, messages."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import res2net_jax
+from res2net_jax import command_line
+from res2net_jax.__main__ import COMMANDS, command
+from res2net_jax.commands.explain import find_class, png_names
+from res2net_jax.inference import imagenet_classes
+from res2net_jax.overlay import colour, overlay
+from res2net_jax.variants import Preprocessing
+
+NAMES = ["tabby, tabby cat", "crane", "crane", "Ünï", "7", "e", "f", "g", "h", "i"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint of a tiny model with ten classes."""
+    model = res2net_jax.create(
+        "res2net50_26w_4s", layers=(1, 1), channels=(8, 16), num_classes=10, zero_init_last=False
+    )
+    model.class_names, model.preprocessing = tuple(NAMES), Preprocessing(size=32)
+    return res2net_jax.save(model, tmp_path_factory.mktemp("commands") / "tiny")
+
+
+@pytest.fixture
+def pictures(tmp_path, photos):
+    """Five pictures in two folders, one of them broken, one with an awkward name."""
+    root = tmp_path / "pictures"
+    (root / "b").mkdir(parents=True)
+    image = Image.open(photos[0])
+    image.crop((0, 0, 200, 300)).save(root / "b/1.jpg")
+    image.convert("L").rotate(90).save(root / "b/2.png")
+    Image.open(photos[1]).save(root / os.fsdecode(b"<i>\xff.jpg"), "JPEG")
+    (root / "img2.jpg").write_bytes(photos[0].read_bytes()[:20_000])
+    image.save(root / "img10.jpg")
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """``run(*arguments)`` -> exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["res2net_jax", *map(str, arguments)])
+        sys.stderr.reconfigure(errors="backslashreplace")  # as it is outside of pytest
+        try:
+            command_line.main(command)
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+GOOD = ["<i>\udcff.jpg", "b/1.jpg", "b/2.png", "img10.jpg"]
+
+
+def test_predict_writes_what_classify_says_in_every_form(run, folder, pictures, tmp_path):
+    expected = res2net_jax.classify(res2net_jax.load(folder), [pictures / name for name in GOOD], top_k=3)
+    rows, lines = tmp_path / "new/rows.csv", tmp_path / "lines.jsonl"
+    outputs = ["--csv", rows, "--json-lines", lines, "--html", tmp_path / "page.html", "--explain"]
+    code, out, error = run("predict", folder, pictures, "--top-k", 3, "--batch-size", 3, *outputs)
+    assert code == 0 and out == ""
+    assert error.startswith("1 of 5 pictures could not be read and are left out:\n  ") and "img2.jpg: not a" in error
+    rows = list(csv.reader(rows.read_text("utf-8", "surrogateescape").splitlines()))
+    assert rows[0] == ["file", "rank", "index", "label", "probability"] and len(rows) == 1 + 4 * 3
+    lines = [json.loads(line) for line in lines.read_text().splitlines()]
+    for name, answer, line, row in zip(GOOD, expected, lines, rows[1::3], strict=True):
+        assert line["file"] == row[0] == str(pictures / name)
+        for prediction, written in zip(answer, line["predictions"], strict=True):
+            assert (written["label"], written["index"]) == (prediction.label, prediction.index)
+            assert written["probability"] == pytest.approx(prediction.probability, rel=1e-4)
+        assert row[1:4] == ["1", str(answer[0].index), answer[0].label]
+        assert float(row[4]) == pytest.approx(answer[0].probability, rel=1e-4)
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert page.count('class="card"') == 4 and page.count("data:image/jpeg;base64,") == 8
+    assert "&lt;i&gt;?.jpg" in page and "1 picture could not be read" in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lines.jsonl", "new", "page.html", "pictures"]
+
+
+def test_predict_on_standard_output(run, folder, pictures):
+    code, out, _ = run("predict", folder, pictures, "--json", "--top-k", 1)
+    answers = json.loads(out)
+    assert code == 0 and [answer["file"] for answer in answers] == [str(pictures / name) for name in GOOD]
+    _, out, _ = run("predict", folder, pictures / "b", "--json-lines", "-", "--top-k", 1)
+    for line, answer in zip(out.splitlines(), answers[1:3], strict=True):
+        line = json.loads(line)
+        assert line["file"] == answer["file"] and line["predictions"][0]["index"] == answer["predictions"][0]["index"]
+    _, out, _ = run("predict", folder, pictures / "b", "--csv", "-", "--top-k", 20)
+    assert len(list(csv.DictReader(io.StringIO(out)))) == 2 * len(NAMES)
+    code, out, _ = run("predict", folder, pictures, "--top-k", 1)
+    assert code == 0 and out.splitlines()[0].endswith("<i>\\udcff.jpg") and len(out.splitlines()) == 8
+
+
+def test_strict(run, folder, pictures):
+    assert run("predict", folder, pictures, "--strict")[0] == 1
+    assert run("predict", folder, pictures / "b", "--strict")[0] == 0
+    assert run("explain", folder, pictures, "--output", pictures / "maps", "--strict")[0] == 1
+
+
+def test_no_picture_can_be_read(run, folder, pictures, tmp_path):
+    code, out, error = run("predict", folder, pictures / "img2.jpg", "--json")
+    assert (code, out) == (2, "") and error.startswith(f"error: {pictures}/img2.jpg: not a picture that can be read")
+    (pictures / "b/1.jpg").write_text("<html>")
+    (pictures / "b/2.png").write_bytes(b"")
+    code, _, error = run("predict", folder, pictures / "b", "--html", tmp_path / "page.html")
+    assert code == 2 and "none of the 2 pictures can be read" in error and error.count("\n") == 3
+    assert list(tmp_path.iterdir()) == [pictures]
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json-lines", "--html"])
+def test_an_output_that_exists(run, folder, pictures, tmp_path, form):
+    file = tmp_path / "out"
+    file.write_text("precious")
+    code, _, error = run("predict", folder, pictures, form, file)
+    assert code == 2 and f"{file} exists; --force replaces it" in error and file.read_text() == "precious"
+    assert run("predict", folder, pictures / "b", form, file, "--force")[0] == 0 and file.read_text() != "precious"
+    code, _, error = run("predict", folder, pictures / "b", form, tmp_path, "--force")
+    assert code == 2 and "is a folder or a device" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "MODEL"], "no pictures given"),
+        (["predict", "MODEL", "nowhere.jpg"], "no file or folder nowhere.jpg"),
+        (["predict", "res2net50_14w8s", "PICTURES"], "did you mean res2net50_14w_8s"),
+        (["predict", "MODEL", "PICTURES", "--top-k", "0"], "--top-k must be"),
+        (["predict", "MODEL", "PICTURES", "--batch-size", "-1"], "--batch-size must be"),
+        (["predict", "MODEL", "PICTURES", "--csv", "-", "--json"], "--csv and --json both write to standard output"),
+        (["predict", "MODEL", "PICTURES", "--explain"], "--explain goes with --html"),
+        (
+            ["explain", "MODEL", "PICTURES", "--output", "OUT", "--class", "10"],
+            "no class 10; this model has 10, from 0",
+        ),
+        (["explain", "MODEL", "PICTURES", "--output", "OUT", "--class", "taby"], "did you mean tabby"),
+        (["explain", "MODEL", "PICTURES", "--output", "OUT", "--class", "crane"], "index of one: 1 (crane), 2 (crane)"),
+        (["explain", "MODEL", "PICTURES", "--output", "OUT", "--stage", "layer3"], "has act1, layer1, layer2"),
+        (["explain", "MODEL", "PICTURES", "--output", "OUT", "--alpha", "2"], "alpha is a weight from 0 to 1"),
+        (["explain", "MODEL", "PICTURES"], "--output"),
+        (["explain", "MODEL", "PICTURES", "--output", "OUT", "--method", "cam"], "gradcam++"),
+        (["list", "vgg*"], "no model matches 'vgg*'"),
+        (["info", "MODEL", "--size", "big"], "HEIGHTxWIDTH"),
+        (["info", "nowhere/"], "there is no folder"),
+        (["show"], "show"),
+        (["predict", "MODEL", "PICTURES", "--bogus"], "--bogus"),
+    ],
+)
+def test_mistakes_get_a_message_and_exit_code_2(run, folder, pictures, tmp_path, arguments, message):
+    stands = {"MODEL": folder, "PICTURES": pictures / "b", "OUT": tmp_path / "out"}
+    code, out, error = run(*(stands.get(argument, argument) for argument in arguments))
+    assert code == 2 and out == "" and message in " ".join(error.split()) and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == [pictures]
+
+
+def test_debug_shows_the_traceback(run, folder):
+    with pytest.raises(FileNotFoundError):
+        run("predict", folder, "nowhere.jpg", "--debug")
+
+
+def test_explain_draws_the_maps_of_the_library(run, folder, pictures, tmp_path):
+    model = res2net_jax.load(folder)
+    code, out, _ = run(
+        "explain",
+        folder,
+        pictures,
+        "--output",
+        tmp_path / "maps",
+        "--class",
+        "TABBY",
+        "--stage",
+        "layer1",
+        "--alpha",
+        1,
+    )
+    assert code == 0 and len(out.splitlines()) == 4 and f"{tmp_path}/maps/b/1.png" in out and "tabby, tabby cat" in out
+    transform = res2net_jax.preprocess(model.preprocessing)
+    for name in ("b/1", "b/2", "img10"):
+        picture = next(pictures.glob(name + ".*"))
+        (heat,) = res2net_jax.explain(model, transform(picture)[None], stage="layer1", classes=0)
+        with Image.open(tmp_path / f"maps/{name}.png") as drawn:
+            assert drawn.size == (448, 448) and drawn.mode == "RGB"
+            expected = np.asarray(overlay(drawn, np.asarray(heat), 1.0), int)
+            assert np.abs(np.asarray(drawn, int) - expected).max() <= 2
+    code, _, error = run("explain", folder, pictures, "--output", tmp_path / "maps")
+    assert code == 2 and "exists; --force replaces it" in error
+    assert run("explain", folder, pictures, "--output", tmp_path / "maps", "--force", "--class", "3")[0] == 0
+
+
+def test_names_of_pngs():
+    names = png_names([Path("/p/a/x.jpg"), Path("/p/a/x.png"), Path("/p/q/../b.c.jpg"), Path("/p/a/y"), Path("/p/a/y")])
+    assert list(map(str, names.values())) == ["a/x.jpg.png", "a/x.png.png", "b.c.png", "a/y.png"]
+    assert png_names([Path("photo.jpg")]) == {Path("photo.jpg"): Path("photo.png")}
+
+
+def test_classes_by_name_or_index():
+    names = [name for _, name in imagenet_classes()]
+    assert find_class(names, "tabby") == find_class(names, "Tabby, tabby cat") == find_class(names, "281") == 281
+    assert find_class(NAMES, "7") == 4 and find_class(NAMES, "ünï") == 3 and find_class(NAMES, " 2 ") == 2
+
+
+def test_colours_are_magma():
+    import matplotlib
+
+    values = np.linspace(0, 1, 256)[None]
+    magma = matplotlib.colormaps["magma"](values)[..., :3] * 255
+    assert np.abs(colour(values) - magma).max() < 3.5
+
+
+def test_overlay_is_grey_below_and_lightest_at_the_maximum():
+    picture = Image.new("RGB", (60, 40), (200, 30, 90))
+    heat = np.zeros((4, 6))
+    assert len(set(overlay(picture, heat, 0.0).getpixel((5, 5)))) == 1
+    heat[1, 4] = 7.0
+    drawn = np.asarray(overlay(picture, heat), int).sum(-1)
+    y, x = np.unravel_index(drawn.argmax(), drawn.shape)
+    assert drawn.shape == (40, 60) and abs(y - 15) < 6 and abs(x - 45) < 6
+
+
+def test_list_and_info_as_json(run, folder):
+    models = json.loads(run("list", "*101*", "--json")[1])
+    assert [model["name"] for model in models] == ["res2net101_26w_4s", "res2net101d"]
+    assert models[1]["imagenet"]["top1"] == res2net_jax.get_variant("res2net101d").imagenet.top1
+    known = json.loads(run("info", "res2net50d", "--json", "--cache-dir", folder.parent)[1])
+    assert known["checkpoint"] is None and known["published"]["name"] == "res2net50d"
+    assert known["params"] == known["published"]["params"] and known["cost"]["macs"] == known["published"]["macs"]
+    ours = json.loads(run("info", folder, "--json", "--size", "32")[1])
+    assert ours["num_classes"] == 10 and ours["published"] is None and ours["cost"]["height"] == 32
+    assert ours["checkpoint"]["folder"] == str(folder) and not ours["checkpoint"]["certificate"]["certified"]
+
+
+def test_help_begins_with_an_example(run):
+    for arguments in ([], *([name] for name in COMMANDS)):
+        code, out, _ = run(*arguments, "--help")
+        example = out.split("\n\n")[1]
+        assert code == 0 and example.startswith(f"python -m res2net_jax {' '.join(arguments)}".rstrip()), out
+
+
+def start(*arguments, before=(), **options):
+    """Another process, with pipes."""
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", "res2net_jax", *map(str, arguments)],
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_a_reader_that_leaves_early(folder, photos):
+    process = start("predict", folder, *(photos * 20), "--batch-size", 2)
+    assert process.stdout.readline().rstrip() == str(photos[0])
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+
+
+@pytest.mark.parametrize("form", ["--html", "stdout"])
+def test_a_full_disk(folder, photos, tmp_path, form):
+    if form == "stdout":
+        with open("/dev/full", "w") as full:
+            process = start("list", stdout=full)
+            error = process.communicate()[1]
+        assert "error: [Errno 28] No space left on device" in error
+    else:
+        limited = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh"]  # 20 kB
+        process = start("predict", folder, *(photos * 4), "--html", tmp_path / "page.html", before=limited)
+        error = process.communicate()[1]
+        assert f"no space to write {tmp_path}/page.html; nothing was left behind" in error
+    assert process.returncode == 2 and "Traceback" not in error and "Exception" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
+def test_bash_completes_commands_and_options():
+    process = start("--tyro-write-completion", "bash", "-")
+    script, error = process.communicate()
+    assert process.returncode == 0 and error == ""
+    words = {"res2net_jax ''": "predict", "res2net_jax predict --js": "--json-lines", "res2net_jax ex": "explain"}
+    for line, expected in words.items():
+        ask = (
+            f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); f=$(complete -p res2net_jax); f=${{f#*-F }}; "
+        )
+        done = subprocess.run(
+            ["bash", "-c", f"{script}\n{ask} ${{f%% *}}; printf '%s\\n' \"${{COMPREPLY[@]}}\""],
+            capture_output=True,
+            text=True,
+        )
+        assert expected in done.stdout.split(), (line, done)

@@ -1,0 +1,285 @@
+"""Features of pictures to a file: what they are, and that no kill changes the file."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import porting.onnx
+import res2net_jax
+from res2net_jax import feature_file
+from res2net_jax.decoding import decoded
+from res2net_jax.feature_file import FeatureFile
+from res2net_jax.variants import Preprocessing
+
+SMALL = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "num_classes": 10, "zero_init_last": False}
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = res2net_jax.create("res2net50_26w_4s", **SMALL).eval()
+    model.preprocessing = Preprocessing(size=32, crop_pct=1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pictures(photos, tmp_path_factory):
+    """Crops of photographs; two of them are no pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    images = [Image.open(photo) for photo in photos]
+    for i in range(60):
+        x, y = 9 * i, 6 * i
+        images[i % 2].crop((x, y, x + 48, y + 40)).save(folder / f"p{i}.png")
+    (folder / "p5.png").write_bytes(b"no picture")
+    (folder / "p42.png").write_bytes((folder / "p41.png").read_bytes()[:500])
+    return [folder / f"p{i}.png" for i in range(60)]
+
+
+@pytest.mark.parametrize(("stage", "pool"), [(None, True), ("layer3", True), ("act1", False)])
+def test_features_equal_timm(stage, pool, x64):
+    options = SMALL | {"global_pool": "avgmax", "param_dtype": "float64"}
+    model = res2net_jax.create("res2net50_26w_4s", **options).eval()
+    reference = porting.onnx.timm_model(model).double().eval()
+    porting.load_state_dict(model, reference.state_dict())  # rounded to float32 on the way
+    x = np.random.default_rng(0).standard_normal((2, 33, 40, 3))
+    with torch.inference_mode():
+        last, maps = reference.forward_intermediates(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+        if stage is None:
+            expected = reference.forward_head(last, pre_logits=True) if pool else last
+        else:
+            expected = maps[["act1", "layer1", "layer2", "layer3", "layer4"].index(stage)]
+            expected = (expected.mean((2, 3)) + expected.amax((2, 3))) / 2 if pool else expected
+    expected = expected.numpy() if expected.ndim == 2 else expected.numpy().transpose(0, 2, 3, 1)
+    features = np.asarray(res2net_jax.feature_extractor(model, stage, pool=pool)(x))
+    assert features.shape == expected.shape and features.dtype == np.float64
+    assert np.abs(features - expected).max() < 1e-12 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_rows_are_those_of_the_files(model, pictures, tmp_path, suffix):
+    unreadable = res2net_jax.save_features(model, pictures, tmp_path / f"f{suffix}", batch_size=8)
+    assert list(unreadable) == [str(pictures[5]), str(pictures[42])] and "not a picture" in unreadable[str(pictures[5])]
+    if suffix == ".npz":
+        with np.load(tmp_path / "f.npz") as content:
+            rows, names = content["features"], content["files"].tolist()
+    else:
+        rows, described = np.load(tmp_path / "f.npy", mmap_mode="r"), json.loads((tmp_path / "f.json").read_text())
+        names = described["files"]
+        assert described["unreadable"].keys() == {"5", "42"} and described["stage"] == "layer4"
+    assert names == list(map(str, pictures)) and rows.shape == (60, 128) and rows.dtype == np.float32
+    broken = np.isnan(rows).all(axis=1)
+    assert broken.nonzero()[0].tolist() == [5, 42] and np.isfinite(rows[~broken]).all()
+    transform = res2net_jax.preprocess(model.preprocessing)
+    some = [0, 7, 8, 41, 59]
+    images = np.stack([transform(pictures[i]) for i in some])
+    expected = jax.jit(lambda m, x: m.forward_head(m.forward_features(x), pre_logits=True))(model, images)
+    assert np.abs(rows[some] - expected).max() < 1e-5 * np.abs(expected).max()
+    assert {path.name for path in tmp_path.iterdir()} == {f"f{suffix}", f".f{suffix}.lock"} | (
+        {"f.json"} if suffix == ".npy" else set()
+    )
+
+
+def test_maps_of_a_stage(model, pictures, tmp_path):
+    res2net_jax.save_features(model, pictures[:3], tmp_path / "f.npy", "layer2", pool=False, batch_size=2)
+    assert np.load(tmp_path / "f.npy").shape == (3, 4, 4, 64)
+
+
+class Killed(BaseException):
+    pass
+
+
+def write_rows(target, overwrite=False):
+    """The life of a feature file, in batches of two rows."""
+    names = [f"p{i}.jpg" for i in range(7)]
+    file = FeatureFile(target, names, (3, 2), {"model": "m"}, overwrite=overwrite)
+    values = np.arange(42, dtype="float32").reshape(7, 3, 2)
+    while not file.finished:
+        if file.rows == 7:
+            file.finish()
+            break
+        batch = values[file.rows : file.rows + 2]
+        file.append(batch, {1: "broken"} if file.rows == 2 else {})
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_kill_at_any_step(tmp_path, monkeypatch, suffix):
+    """Each call that touches the disk is once the last one, before or after it has done its work."""
+    write_rows(tmp_path / f"whole{suffix}")
+    expected = (tmp_path / f"whole{suffix}").read_bytes()
+    steps = [(os, "fsync"), (os, "rename"), (os, "replace"), (os, "truncate"), (feature_file.shutil, "rmtree")]
+    steps += [(FeatureFile, "_record"), (FeatureFile, "_require_space"), (feature_file.np.lib.format, "read_magic")]
+    countdown = [0]
+
+    def killing(function):
+        def call(*arguments, **options):
+            countdown[0] -= 1
+            if countdown[0] == 0:
+                raise Killed
+            result = function(*arguments, **options)
+            countdown[0] -= 1
+            if countdown[0] == 0:
+                raise Killed
+            return result
+
+        return call
+
+    for owner, name in steps:
+        monkeypatch.setattr(owner, name, killing(getattr(owner, name)))
+    kills = 0
+    for moment in range(1, 200):
+        target = tmp_path / str(moment) / f"f{suffix}"
+        target.parent.mkdir()
+        killed = False
+        for again in (moment, 3, 0):  # the second run is killed early
+            countdown[0] = again
+            try:
+                file = write_rows(target)
+                break
+            except Killed:
+                killed = True
+            except FileExistsError:  # killed when all was done
+                assert moment > 20 and not (target.parent / f".f{suffix}.part").exists()
+                break
+        countdown[0] = 0
+        assert target.read_bytes() == expected, moment
+        assert not (target.parent / f".f{suffix}.part").exists()
+        kills += killed
+        if not killed:
+            break
+    assert kills > 20 and file.unreadable == {3: "broken"}
+
+
+def test_torn_lines_and_rows(tmp_path):
+    """What is on the disk after a kill in the middle of a write, or a loss of power."""
+    write_rows(tmp_path / "whole.npy")
+    target = tmp_path / "f.npy"
+    names = [f"p{i}.jpg" for i in range(7)]
+    file = FeatureFile(target, names, (3, 2), {"model": "m"}, overwrite=False)
+    file.append(np.arange(12, dtype="float32").reshape(2, 3, 2), {})
+    for name, tail in (("rows.npy", b"half a row"), ("progress.jsonl", b'{"rows": 4, "unrea')):
+        with open(file.folder / name, "ab") as half:
+            half.write(tail)
+    again = write_rows(target)
+    assert again.finished and target.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_a_command_that_was_killed_goes_on(model, pictures, tmp_path):
+    res2net_jax.save(model, tmp_path / "m")
+    res2net_jax.save_features(model, pictures, tmp_path / "whole.npy", batch_size=1)
+    command = [sys.executable, "-m", "res2net_jax", "features", str(tmp_path / "m"), str(pictures[0].parent)]
+    command += ["--output", str(tmp_path / "f.npy"), "--batch-size", "1", "--strict"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    progress = tmp_path / ".f.npy.part" / "progress.jsonl"
+    while process.poll() is None and not (progress.exists() and progress.read_bytes().count(b"\n") > 10):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "f.npy").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stdout.strip() == str(tmp_path / "f.npy")
+    head, first, second = done.stderr.splitlines()
+    assert head == "2 of 60 pictures could not be read; their rows are NaN:"
+    assert "p5.png: not a picture" in first and "p42.png: not a picture" in second
+    assert (tmp_path / "f.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "--force" in done.stderr
+
+
+def test_what_is_not_continued(model, pictures, tmp_path, monkeypatch):
+    save = res2net_jax.save_features
+    target = tmp_path / "f.npz"
+
+    def fail(*arguments):
+        raise Killed
+
+    def kill():
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(FeatureFile, "finish", fail)
+            save(model, pictures[:3], target, batch_size=2)
+
+    kill()
+    for pick, options, changed in (
+        (slice(4), {"batch_size": 2}, r"files, shape|files"),
+        (slice(3), {"batch_size": 3}, "batch_size"),
+        (slice(3), {"batch_size": 2, "stage": "layer2"}, "stage, shape"),
+    ):
+        with pytest.raises(ValueError, match=rf"begun with other settings \(({changed})\).*--force"):
+            save(model, pictures[pick], target, **options)
+    other = res2net_jax.create("res2net50_26w_4s", rngs=1, **SMALL).eval()
+    other.preprocessing = model.preprocessing
+    with pytest.raises(ValueError, match=r"\(weights\)"):
+        save(other, pictures[:3], target, batch_size=2)
+    save(other, pictures[:4], target, batch_size=2, overwrite=True)
+    with np.load(target) as content:
+        assert content["features"].shape == (4, 128)
+    with pytest.raises(FileExistsError, match="--force"):
+        save(model, pictures[:3], target)
+    (tmp_path / "g.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="g.json exists"):
+        save(model, pictures[:3], tmp_path / "g.npy")
+
+
+def test_what_has_no_features(model, pictures, tmp_path):
+    with pytest.raises(ValueError, match="no stage 'layer9'; this model has act1, layer1, layer2, layer3, layer4"):
+        res2net_jax.save_features(model, pictures, tmp_path / "f.npy", "layer9")
+    with pytest.raises(ValueError, match=r"in .npy or .npz; got .*f.csv"):
+        res2net_jax.save_features(model, pictures, tmp_path / "f.csv")
+    with pytest.raises(ValueError, match="no pictures"):
+        res2net_jax.save_features(model, [], tmp_path / "f.npy")
+    with pytest.raises(ValueError, match="call model.eval"):
+        res2net_jax.feature_extractor(res2net_jax.create("res2net50_26w_4s", **SMALL))
+    with pytest.raises(PermissionError, match="cannot write"):
+        res2net_jax.save_features(model, pictures, pictures[0] / "f.npy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_rows(tmp_path, monkeypatch):
+    write_rows(tmp_path / "whole.npy")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))  # the header and three of seven rows
+    try:
+        with pytest.raises(OSError, match="2 of its 7 rows are kept in .*give the same command again"):
+            write_rows(tmp_path / "f.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "f.npy").exists()
+    write_rows(tmp_path / "f.npy")
+    assert (tmp_path / "f.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+    class Usage:
+        free = 100
+
+    monkeypatch.setattr(feature_file.shutil, "disk_usage", lambda folder: Usage)
+    with pytest.raises(OSError, match="needs 0.0 GB to be written; 0.0 GB are free"):
+        write_rows(tmp_path / "g.npy")
+
+
+def test_few_pictures_wait_at_a_time():
+    begun = 0
+
+    def numbers():
+        nonlocal begun
+        while begun < 100:
+            begun += 1
+            yield begun
+
+    def slow(number):
+        if number == 17:
+            raise ValueError("broken")
+        return number
+
+    taken = 0
+    for taken, answer in enumerate(decoded(numbers(), slow, ahead=8), start=1):
+        assert begun <= taken + 7
+        assert isinstance(answer, ValueError) if taken == 17 else answer == taken
+    assert taken == 100
