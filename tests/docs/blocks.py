@@ -1,7 +1,6 @@
 """The fenced code blocks of a Markdown page, and how a reader would run them."""
 
 import ast
-import glob
 import os
 import re
 import runpy
@@ -78,7 +77,7 @@ def run_shell(block: Block) -> None:
         place = f"{block.page}, in the block of line {block.line}: {command}"
         words = shlex.split(command, comments=True)
         if words[:2] == ["python", "-m"] and not re.search(r"[|<>;&$]", command):
-            code = run_module(words[2], [path for word in words[3:] for path in sorted(glob.glob(word)) or [word]])
+            code = run_module(words[2], words[3:])
         else:
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
             code = subprocess.run(

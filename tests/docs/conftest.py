@@ -12,15 +12,20 @@ import porting
 import res2net_jax
 
 ROOT = Path(__file__).parents[2]
-RELEASES = ("res2net50_14w_8s", "res2net50_26w_4s", "res2net50d")
+# Release -> what is smaller in its stand-in. One has all stages, for the pages that say how large their maps are.
+RELEASES = {
+    "res2net50_14w_8s": {"layers": (1, 1), "channels": (64, 128), "scale": 2},
+    "res2net50_26w_4s": {"layers": (1, 1), "channels": (64, 128), "scale": 2},
+    "res2net50d": {"layers": (1, 1, 1, 1), "scale": 2},
+}
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
-    """A cache folder with the models that the pages name, random: stages as wide as the releases', and fewer layers."""
+    """A cache folder with the models that the pages name: random, and smaller than the releases."""
     folder = tmp_path_factory.mktemp("home")
-    for name in RELEASES:
-        model = res2net_jax.create(name, layers=(1, 1, 1, 1), scale=2, zero_init_last=False)
+    for name, smaller in RELEASES.items():
+        model = res2net_jax.create(name, **smaller, zero_init_last=False)
         res2net_jax.save(model.eval(), folder / "models" / name)
     return folder
 

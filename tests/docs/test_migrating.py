@@ -19,7 +19,7 @@ import res2net_jax
 from train import config
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrating.md").read_text("utf-8")
-NAME = "res2net50_26w_4s"
+NAME = "res2net50d"
 LAYERS, SCALE = (1, 1, 1, 1), 2  # as in the cache
 TOLERANCE = 1e-10
 
