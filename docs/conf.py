@@ -31,7 +31,7 @@ napoleon_use_ivar = True
 # Every reference must resolve, except those to other libraries, whose inventories need a network.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(jax|jaxlib|jaxtyping|jnp|flax|nnx|np|numpy|PIL|os|pathlib|collections)\..*|ndarray"),
+    ("py:.*", r"(jax|jaxlib|jaxtyping|jnp|flax|nnx|np|numpy|PIL|os|pathlib|collections)\..*|ndarray|Array"),
     ("py:.*", r"res2net_jax\.(layers|blocks)\..*"),
 ]
 
@@ -45,5 +45,11 @@ def add_measurements(app, page, source):
             source[0] += f"\n![{file.stem}](../benchmarks/results/{file.name})\n"
 
 
+def shorten_types(app, what, name, obj, options, signature, returned):
+    """An array's type by the name that everybody knows it by."""
+    return tuple(text and text.replace("jaxlib._jax.Array", "Array") for text in (signature, returned))
+
+
 def setup(app):
     app.connect("source-read", add_measurements)
+    app.connect("autodoc-process-signature", shorten_types)

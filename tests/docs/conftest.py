@@ -77,6 +77,5 @@ def reader(home, files, shared_programs, tmp_path, monkeypatch) -> Path:
     shutil.copytree(files, folder, copy_function=lambda source, target: Path(target).hardlink_to(source))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RES2NET_JAX_HOME", str(home))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.syspath_prepend(ROOT)
     return folder

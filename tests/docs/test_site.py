@@ -1,5 +1,6 @@
 """The site: built without a warning, with every public name and every command on it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,13 @@ def test_every_command_is_described():
 
     page = (ROOT / "docs" / "command-line.md").read_text()
     assert [name for name in COMMANDS if f"`python -m res2net_jax {name}`" not in page] == []
+
+
+def test_files_of_the_design_exist():
+    rows = [line for line in (ROOT / "docs" / "design.md").read_text().splitlines() if line.startswith("|")]
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", "\n".join(rows)))
+    packages = ("res2net_jax", "porting", "train")
+    assert {name for name in named if not any((ROOT / folder / name).exists() for folder in (".", *packages))} == set()
 
 
 def test_every_page_is_in_the_table_of_contents(site):
