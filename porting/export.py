@@ -1,5 +1,6 @@
 """A checkpoint back to a file for timm."""
 
+import io
 import os
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def _write_torch(arrays, file):
         raise ImportError(
             "writing a .pth needs torch: pip install 'res2net_jax[port]', or write .safetensors"
         ) from error
-    torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, file)
+    content = io.BytesIO()  # torch says nothing useful of a full disk
+    torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, content)
+    file.write_bytes(content.getbuffer())
 
 
 def _write_safetensors(arrays, file):

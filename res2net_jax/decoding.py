@@ -3,20 +3,21 @@
 import collections
 import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
-
-import numpy as np
+from typing import TypeVar
 
 from res2net_jax.preprocess import Picture
 
+T = TypeVar("T")
+
 
 def decoded(
-    pictures: Iterable[Picture], transform: Callable[[Picture], np.ndarray], *, ahead: int
-) -> Iterator[np.ndarray | ValueError | OSError]:
+    pictures: Iterable[Picture], transform: Callable[[Picture], T], *, ahead: int
+) -> Iterator[T | ValueError | OSError]:
     """``transform`` of each picture, in their order; for one that cannot be read, the error.
 
     Args:
         pictures: Paths, bytes or PIL images.
-        transform: See :func:`res2net_jax.preprocess`. PIL lets go of Python's lock, so threads are enough.
+        transform: E.g. :func:`res2net_jax.preprocess`'s. PIL lets go of Python's lock, so threads are enough.
         ahead: How many pictures may be decoded before they are asked for, which bounds the memory.
     """
 

@@ -1,6 +1,7 @@
 """A model as StableHLO (jax.export): JAX runs it without this library, on a CPU, a GPU or a TPU, at any batch size.
 
-The file holds the fused model. Compiler options do not travel with it: whoever runs it says what to tell XLA.
+The file holds the fused model. What ``jax.default_matmul_precision`` says when it is written travels with it; compiler
+options do not: whoever runs it says what to tell XLA.
 """
 
 import contextlib

@@ -1,16 +1,16 @@
 """Many pictures, read by threads, a batch at a time in bounded memory; broken ones are left out and remembered."""
 
-import collections
-import os
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
+
+from res2net_jax.decoding import decoded
 
 T = TypeVar("T")
 
@@ -67,27 +67,15 @@ class Pictures:
 
     def _results(self):
         bar = tqdm(total=len(self.paths), unit="picture", disable=True if self.quiet else None, file=sys.stderr)
-        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-        waiting = collections.deque()
-        rest = iter(self.paths)
-        try:
-            with bar:
-                while True:
-                    while len(waiting) < _AHEAD * self.batch_size and (path := next(rest, None)) is not None:
-                        waiting.append((path, pool.submit(self._read, path)))
-                    if not waiting:
-                        return
-                    path, future = waiting.popleft()
-                    try:
-                        result = future.result()
-                    except (ValueError, OSError) as error:
-                        text = str(error)
-                        self.failures.append(text if str(path) in text else f"{path}: {text}")
-                    else:
-                        yield path, result
-                    bar.update()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        results = decoded(self.paths, self._read, ahead=_AHEAD * self.batch_size)
+        with bar, contextlib.closing(results):
+            for path, result in zip(self.paths, results):
+                if isinstance(result, Exception):
+                    text = str(result)
+                    self.failures.append(text if str(path) in text else f"{path}: {text}")
+                else:
+                    yield path, result
+                bar.update()
 
 
 def stack(arrays: Sequence[Float[np.ndarray, "h w c"]], size: int) -> Float[np.ndarray, "b h w c"]:

@@ -138,7 +138,7 @@ def test_command_line(safetensors_file, tmp_path, photos):
         (("res2net_jax", "info", "res2net50"), "no model is called 'res2net50'; did you mean"),
         (("res2net_jax", "info", "res2net50d", "--size", "0x3"), "--size is HEIGHTxWIDTH"),
         (("res2net_jax", "list", "vgg*"), "no model matches 'vgg*'"),
-        (("res2net_jax", "predict", "res2net50d", "nothing.jpg"), "there is no file nothing.jpg"),
+        (("res2net_jax", "predict", "res2net50d", "nothing.jpg"), "there is no file or folder nothing.jpg"),
         (("res2net_jax", "predict", "./nothing", __file__), "there is no folder"),
         (("porting",), "give the names of models, or --all"),
         (("porting", "export", "nowhere", "out.bin"), "must end in .pth or .safetensors"),

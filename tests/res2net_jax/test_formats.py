@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import resource
 import subprocess
 import sys
 import textwrap
@@ -162,6 +163,19 @@ def test_a_file_that_computes_something_else_is_not_kept(model, tmp_path, monkey
     with pytest.raises(ValueError, match="does not compute what the model does.* it was not kept"):
         res2net_jax.export(model, tmp_path / name, size=32)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors", "m.stablehlo"])
+def test_a_full_disk_leaves_nothing(model, tmp_path, name):
+    (tmp_path / name).write_text("before")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="no space to write .*; nothing was left behind"):
+            res2net_jax.export(model, tmp_path / name, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 def test_what_cannot_be_exported(model, tmp_path, monkeypatch):
