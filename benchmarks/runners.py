@@ -15,6 +15,7 @@ from res2net_jax.backend import compiler_options
 
 Run = Callable[[], object]
 ON_GPU = torch.cuda.is_available()
+THREADS = torch.get_num_threads()
 LR, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
 
 
@@ -45,12 +46,22 @@ def timm_inference(name: str, batch: int, *, compiled: bool) -> Run:
 
 
 def ours_train(name: str, batch: int) -> Run:
-    """Forward, backward, and SGD with momentum and weight decay; state donated."""
+    """Forward, backward, and SGD with momentum and weight decay."""
+    step, state, images_and_labels = train_step(name, batch)
+
+    def run():
+        *state[:], loss = step(*state, *images_and_labels)
+        loss.block_until_ready()
+
+    return run
+
+
+def train_step(name: str, batch: int) -> tuple[jax.stages.Wrapped, list, tuple[jax.Array, jax.Array]]:
+    """``step(*state, *batch) -> (*state, loss)``, jitted, the state donated; with a first state and a batch."""
     model = res2net_jax.create(name, dtype=jnp.bfloat16 if ON_GPU else None)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     (params, shape), (stats, stats_shape) = jax.tree.flatten(params), jax.tree.flatten(stats)
     optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LR, MOMENTUM))
-    images, labels = map(jax.device_put, images_and_labels(batch))
 
     @jax.jit(donate_argnums=(0, 1, 2), compiler_options=compiler_options())
     def step(params, stats, moments, images, labels):
@@ -65,12 +76,7 @@ def ours_train(name: str, batch: int) -> Run:
         return optax.apply_updates(params, updates), stats_, moments, loss
 
     state = [params, stats, optimizer.init(params)]
-
-    def run():
-        *state[:], loss = step(*state, images, labels)
-        loss.block_until_ready()
-
-    return run
+    return step, state, tuple(map(jax.device_put, images_and_labels(batch)))
 
 
 def timm_train(name: str, batch: int, *, compiled: bool) -> Run:

@@ -1,8 +1,11 @@
 """What to tell XLA so that a Res2Net runs as fast as it can on the backend at hand."""
 
 import functools
+import os
 
 import jax
+
+from res2net_jax.files import cache_home
 
 # XLA:CPU hands convolutions to a library (YNNPACK) that is slower at these shapes than its own; its reductions are
 # faster and stay there.
@@ -26,3 +29,17 @@ def compiler_options(backend: str | None = None) -> dict[str, str]:
     except jax.errors.JaxRuntimeError:  # an experimental option, which another jaxlib may not have
         return {}
     return dict(_CPU)
+
+
+def use_compilation_cache() -> None:
+    """Keeps what is compiled for later processes, in our cache folder unless JAX_COMPILATION_CACHE_DIR says where."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = cache_home() / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:  # a read-only home costs time, no more
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

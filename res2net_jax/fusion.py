@@ -1,5 +1,6 @@
 """A trained model for inference alone: BatchNorm folded into the convolutions, compiled for its backend."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -26,18 +27,14 @@ def fuse(model: Res2Net) -> Res2Net:
     """
     _require_eval(model)
     fused = nnx.merge(*nnx.split(model))
-    for module in (fused, *(block for stage in fused.stages for block in stage)):
-        for name in vars(module):
-            layers = getattr(module, name)
-            if isinstance(layers, nnx.List):
-                _fold_in_row(layers)
-        for conv, bn in (("conv1", "bn1"), ("conv3", "bn3")):
-            if hasattr(module, conv):
-                last = getattr(module, conv)
-                _fold(last[-1] if isinstance(last, nnx.List) else last, getattr(module, bn))
-        if hasattr(module, "convs"):
-            for conv, bn in zip(module.convs, module.bns):
-                _fold(conv, bn)
+    pairs = _foldable(fused)
+    folded = _fold([_weights(conv, bn) for conv, bn in pairs], eps=BatchNorm.eps)
+    for (conv, bn), (kernel, bias) in zip(pairs, folded):
+        conv.kernel = nnx.Param(kernel)
+        conv.bias = nnx.data(nnx.Param(bias))
+        bn.folded = True  # it then passes its input on
+        for name in ("scale", "bias", "mean", "var"):
+            delattr(bn, name)
     return fused
 
 
@@ -71,25 +68,35 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
     return lambda images: run(leaves, images)
 
 
-def _fold_in_row(layers):
-    for conv, bn in zip(layers, list(layers)[1:]):
-        if isinstance(conv, Conv) and isinstance(bn, BatchNorm):
-            _fold(conv, bn)
+def _foldable(model):
+    """Each convolution of ``model`` with the BatchNorm right after it."""
+    pairs = []
+    for module in (model, *(block for stage in model.stages for block in stage)):
+        for row in (layers for layers in vars(module).values() if isinstance(layers, nnx.List)):
+            pairs += zip(row, list(row)[1:])
+        for conv, bn in (("conv1", "bn1"), ("conv3", "bn3")):
+            if hasattr(module, conv):
+                last = getattr(module, conv)
+                pairs.append((last[-1] if isinstance(last, nnx.List) else last, getattr(module, bn)))
+        if hasattr(module, "convs"):
+            pairs += zip(module.convs, module.bns)
+    return [(conv, bn) for conv, bn in pairs if isinstance(conv, Conv) and isinstance(bn, BatchNorm) and not bn.folded]
 
 
-def _fold(conv, bn):
-    """Scales the kernel by the norm and moves the shift to a bias; the norm then passes its input on."""
-    if bn.folded:
-        return
-    scale = bn.scale[...] * lax.rsqrt(bn.var[...] + bn.eps)
-    bias = bn.bias[...] - bn.mean[...] * scale
-    if conv.bias is not None:
-        bias = bias + conv.bias[...] * scale
-    conv.kernel = nnx.Param((conv.kernel[...] * scale).astype(conv.kernel.dtype))
-    conv.bias = nnx.data(nnx.Param(bias.astype(conv.kernel.dtype)))
-    bn.folded = True
-    for name in ("scale", "bias", "mean", "var"):
-        delattr(bn, name)
+def _weights(conv, bn):
+    bias = None if conv.bias is None else conv.bias[...]
+    return conv.kernel[...], bias, bn.scale[...], bn.bias[...], bn.mean[...], bn.var[...]
+
+
+@functools.partial(jax.jit, static_argnames="eps")
+def _fold(layers, eps):
+    """(kernel, bias) of convolutions that do their BatchNorm's work; all in one program, for it starts faster."""
+    folded = []
+    for kernel, bias, bn_scale, bn_bias, mean, var in layers:
+        scale = bn_scale * lax.rsqrt(var + eps)
+        shift = bn_bias - mean * scale + (0 if bias is None else bias * scale)
+        folded.append(((kernel * scale).astype(kernel.dtype), shift.astype(kernel.dtype)))
+    return folded
 
 
 def _require_eval(model):

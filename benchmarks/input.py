@@ -1,4 +1,4 @@
-"""Training pictures per second of one worker process, ours beside torchvision's: python benchmarks/input_pipeline.py
+"""Training pictures per second of one worker process, ours beside torchvision's.
 
 Both read the same JPEG files of 500 x 375 pixels, crops of scikit-learn's two photographs, and make the official
 recipe's batches of 224 x 224 (random crop, flip) in one worker process. The two take turns within one run. "uint8"
@@ -15,23 +15,32 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks import results
 from train.data import train_batches
 from train.datasets import open_dataset
 
 BATCH, BATCHES, TURNS = 32, 16, 7
 
 
-def main():
+def run(task, arguments):
+    if arguments:
+        raise ValueError(f"input takes no options; got {' '.join(arguments)}")
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder))
-        runs = {"ours, uint8": ours, "torchvision, uint8": torchvision_uint8, "torchvision, float": torchvision_float}
-        rates = {name: [] for name in runs}
+        pipelines = {
+            "res2net_jax, uint8": ours,
+            "torchvision, uint8": torchvision_uint8,
+            "torchvision, float": torchvision_float,
+        }
+        rates = {name: [] for name in pipelines}
         for _ in range(TURNS):
-            for name, run in runs.items():
-                rates[name].append(rate(run(folder)))
-    for name, values in rates.items():
-        low, high = min(values), max(values)
-        print(f"{name:20} {statistics.median(values):6.0f} pictures/s  (of {TURNS} turns: {low:.0f} to {high:.0f})")
+            for name, pipeline in pipelines.items():
+                rates[name].append(rate(pipeline(folder)))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    first = next(iter(medians.values()))
+    rows = [("pipeline", "pictures / s / core", "ours / it")]
+    rows += [(name, f"{value:.0f}", f"{first / value:.2f}") for name, value in medians.items()]
+    results.write(task, rows, f"median of {TURNS} turns", ("grain", "pillow", "torch", "torchvision"))
 
 
 def make_pictures(folder, count=BATCH * 8):
@@ -92,7 +101,3 @@ def torchvision_loader(folder, last):
     # Longer than one pass over the few files, as ours is.
     dataset = torch.utils.data.ConcatDataset([dataset] * 10)
     return iter(torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=1, drop_last=True))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,55 @@
+"""Where results go: a CSV for programs, a table with device and versions for people."""
+
+import csv
+import platform
+from pathlib import Path
+
+import jax
+
+from res2net_jax.command_line import table
+from res2net_jax.files import versions
+
+FOLDER = Path("benchmarks/results")
+
+
+def write(
+    task: str, rows: list[tuple[str, ...]], remark: str, packages: tuple[str, ...], folder: Path = FOLDER
+) -> None:
+    """``FOLDER/TASK-DEVICE.csv`` and ``.txt``; the first of ``rows`` is the header."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{task}-{kind()}"
+    with open(stem.with_suffix(".csv"), "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    about = [
+        f"{task} on {device()}; {remark}",
+        ", ".join(f"{name} {version}" for name, version in versions(*packages).items()),
+    ]
+    text = "\n".join([*about, "", table(rows), ""])
+    stem.with_suffix(".txt").write_text(text)
+    print(f"\n{text}")
+
+
+def read(task: str, folder: Path = FOLDER) -> list[dict[str, str]]:
+    """The rows that :func:`write` wrote on this kind of device."""
+    with open(folder / f"{task}-{kind()}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def kind() -> str:
+    """``cpu``, or the accelerator's name as a part of a file name."""
+    first = jax.devices()[0]
+    return "cpu" if first.platform == "cpu" else first.device_kind.replace(" ", "-").lower()
+
+
+def device() -> str:
+    """The processor's or accelerator's name."""
+    first = jax.devices()[0]
+    if first.platform != "cpu":
+        return f"{jax.device_count()} x {first.device_kind}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        vectors = "AVX-512" if any(line.startswith("flags") and "avx512f" in line for line in lines) else "no AVX-512"
+        return f"{sum(line.startswith('processor') for line in lines)} cores of {name}, {vectors}"
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,70 @@
+"""From the start of a fresh process to its first answer: ours from a checkpoint, timm's from a file.
+
+Caches are warm on both sides: the files in the page cache, our program in JAX's compilation cache (where the commands
+keep it, and where JAX_COMPILATION_CACHE_DIR puts it for a script). The two take turns.
+"""
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import timm
+import torch
+import tyro
+
+import res2net_jax
+from benchmarks import results
+
+OURS = """
+import sys, numpy, res2net_jax
+model = res2net_jax.compile(res2net_jax.load(sys.argv[1]))
+print(numpy.asarray(model(numpy.zeros((1, 224, 224, 3), numpy.float32))).shape)
+"""
+TIMM = """
+import sys, timm, torch
+model = timm.create_model(sys.argv[2], checkpoint_path=sys.argv[1]).eval()
+with torch.inference_mode():
+    print(model(torch.zeros(1, 3, 224, 224)).numpy().shape)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Times fresh processes."""
+
+    models: tuple[str, ...] = ("res2net50_14w_8s", "res2net101_26w_4s")
+    rounds: int = 7
+    results: Path = results.FOLDER
+
+
+def run(task: str, arguments: list[str]) -> None:
+    options = tyro.cli(Options, prog="python -m benchmarks startup", args=arguments)
+    rows = [("model", "res2net_jax (s)", "timm (s)", "timm / ours")]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.models:
+            res2net_jax.save(res2net_jax.create(name).eval(), f"{folder}/{name}")
+            torch.save(timm.create_model(name).state_dict(), f"{folder}/{name}.pth")
+            commands = [(OURS, f"{folder}/{name}"), (TIMM, f"{folder}/{name}.pth")]
+            for command in commands:
+                _seconds(*command, name, folder)  # warms the caches
+            times = [[_seconds(*command, name, folder) for command in commands] for _ in range(options.rounds)]
+            ours, theirs = map(statistics.median, zip(*times))
+            rows.append((name, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.2f}"))
+    remark = f"median of {options.rounds}, in turns; load, compile and one image at 224"
+    results.write(task, rows, remark, ("jax", "flax", "orbax-checkpoint", "torch", "timm"), options.results)
+
+
+def _seconds(code, file, name, folder):
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, file, name], check=True, env=environment, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start

@@ -1,0 +1,34 @@
+"""The max-pool's own gradient, against torch's: values, ties, edges, forward mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from res2net_jax.pooling import max_pool
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 5)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_max_pool_and_its_gradient_equal_torchs(size, stride, x64):
+    rng = np.random.default_rng(0)
+    # One decimal place, and zeros as after a ReLU: many windows hold their maximum more than once.
+    x = np.maximum(np.round(rng.standard_normal((2, *size, 3)), 1), 0)
+    theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(theirs, 3, stride, padding=1)
+    weights = rng.standard_normal(expected.shape)
+    expected.backward(torch.tensor(weights))
+
+    out, pullback = jax.vjp(lambda x: max_pool(x, stride), jnp.asarray(x))
+    (gradient,) = pullback(jnp.asarray(weights.transpose(0, 2, 3, 1)))
+    np.testing.assert_array_equal(out.transpose(0, 3, 1, 2), expected.detach())
+    np.testing.assert_allclose(gradient.transpose(0, 3, 1, 2), theirs.grad, rtol=0, atol=1e-14)
+
+
+def test_max_pool_in_forward_mode(x64):
+    rng = np.random.default_rng(0)
+    x, direction = (jnp.asarray(rng.standard_normal((1, 6, 6, 2))) for _ in range(2))
+    _, tangent = jax.jvp(max_pool, (x,), (direction,))
+    step = 1e-7
+    np.testing.assert_allclose(tangent, (max_pool(x + step * direction) - max_pool(x)) / step, atol=1e-6)
