@@ -37,12 +37,15 @@ nitpick_ignore_regex = [
 
 
 def add_measurements(app, page, source):
-    """Puts what benchmarks/ has measured on the page about speed."""
-    if page == "speed":
-        for file in sorted(RESULTS.glob("*.txt")):
-            source[0] += f"\n```{{literalinclude}} /../benchmarks/results/{file.name}\n:language: text\n```\n"
-        for file in sorted([*RESULTS.glob("*.svg"), *RESULTS.glob("*.png")]):
-            source[0] += f"\n![{file.stem}](../benchmarks/results/{file.name})\n"
+    """Ends the page about speed with what benchmarks/ has measured."""
+    if page != "speed":
+        return
+    for file in sorted(RESULTS.glob("*.txt")):
+        source[0] += f"\n### {file.stem}\n\n"
+        for chart in (file.with_suffix(".svg"), file.with_suffix(".png")):
+            if chart.exists():
+                source[0] += f"![{file.stem}](../benchmarks/results/{chart.name})\n\n"
+        source[0] += f"```{{literalinclude}} ../benchmarks/results/{file.name}\n:language: text\n```\n"
 
 
 def shorten_types(app, what, name, obj, options, signature, returned):
