@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-port test lint soak clean
+.PHONY: demo demo-port test lint docs docs-links soak clean
 
 demo: .venv/train  ## trains a small Res2Net on digits and shows what it learned; offline, no torch
 	$(BIN)/python -m train.demo
@@ -15,6 +15,13 @@ test: .venv/test
 lint: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+docs: .venv/docs  ## builds the site; a warning or a link within it that leads nowhere is an error
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/site
+	@echo "Open build/site/index.html"
+
+docs-links: .venv/docs  ## follows the links that lead out of the site; needs a network
+	$(BIN)/sphinx-build -q -b linkcheck docs build/links
 
 soak: .venv/test  ## the long checks: random kills, twenty of each kind
 	$(BIN)/python -m pytest -m soak

@@ -11,11 +11,13 @@ from res2net_jax.model import Res2Net
 
 
 class Cost(NamedTuple):
-    """Attributes:
-    macs: Multiply-adds of the convolutions and the classifier.
-    flops: The published figure's own convention: a convolution's multiply-add counts 1, batch
-        normalisation 2 per output element, average pooling 1 per output element, global pooling
-        H * W + 1 per channel; ReLU, max pooling and the classifier count nothing.
+    """Operations for one image.
+
+    Attributes:
+        macs: Multiply-adds of the convolutions and the classifier.
+        flops: The published figure's own convention: a convolution's multiply-add counts 1, batch
+            normalisation 2 per output element, average pooling 1 per output element, global pooling
+            H * W + 1 per channel; ReLU, max pooling and the classifier count nothing.
     """
 
     macs: int

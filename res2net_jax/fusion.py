@@ -20,7 +20,7 @@ def fuse(model: Res2Net) -> Res2Net:
         model: In eval mode. It is not changed, and shares what is not folded.
 
     Returns:
-        A model for inference: it cannot be trained, saved or exported.
+        A model for inference alone, which cannot be trained, saved or exported.
 
     Raises:
         ValueError: ``model`` is in train mode.

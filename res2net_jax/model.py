@@ -153,7 +153,7 @@ class Res2Net(nnx.Module):
 
     @property
     def feature_info(self) -> list[dict]:
-        """For the stem and each stage: ``num_chs``, ``reduction`` and ``module``, as timm's."""
+        """``num_chs``, ``reduction`` and ``module`` of the stem and of each stage, as timm's."""
         channels = [self.arch.stem_channels[-1], *(planes * EXPANSION for planes in self.arch.channels)]
         modules = ["act1", *(f"layer{i + 1}" for i in range(len(self.arch.layers)))]
         rows = zip(channels, self.arch.reductions, modules)
