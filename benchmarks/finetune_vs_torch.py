@@ -39,8 +39,8 @@ from train import imagenet
 from train.config import Config, parse
 from train.data import train_batches
 from train.datasets import open_dataset
-from train.imagenet import build_model, preprocessing
 from train.report import read_rows
+from train.start import build_model, preprocessing
 
 LAYERS, CHANNELS = (1, 1, 1, 1), (16, 32, 48, 64)
 COMMON = ("--size", "32", "--batch-size", "64", "--crop-scale", "0.5", "1", "--flip", "0")

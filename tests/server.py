@@ -80,10 +80,10 @@ def server():
                 content = content[:-1] + bytes([content[-1] ^ 1])
             if state.cut > 0:
                 state.cut -= 1
+                state.files |= state.change  # before the client can notice and ask again
                 self.wfile.write(content[start : (start + len(content)) // 2])
                 self.close_connection = True
                 self.connection.close()
-                state.files |= state.change
                 return
             self.wfile.write(content[start:])
 

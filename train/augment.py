@@ -9,11 +9,15 @@ from jaxtyping import Array, Float, Int, UInt8
 def normalise(
     images: UInt8[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...], dtype=jnp.float32
 ) -> Float[Array, "b h w c"]:
-    """``(images / 255 - mean) / std``. Images that are not RGB get the average of the RGB constants in each channel."""
+    """``(images / 255 - mean) / std``, rounded to ``dtype`` once.
+
+    Images that are not RGB get the average of the RGB constants in each channel.
+    """
     channels = images.shape[-1]
     if channels != len(mean):
         mean, std = (np.mean(mean),) * channels, (np.mean(std),) * channels
-    return (images.astype(dtype) / 255 - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return ((images.astype(wide) / 255 - jnp.asarray(mean, wide)) / jnp.asarray(std, wide)).astype(dtype)
 
 
 def smooth_labels(labels: Int[Array, "b"], classes: int, smoothing: float, dtype=jnp.float32) -> Float[Array, "b k"]:
@@ -71,12 +75,12 @@ def random_erasing(
 
 
 def _box(key, shape, area):
-    """CutMix's box: of the image's own aspect, its centre anywhere, clipped to the image."""
-    side = jnp.sqrt(area)
-    centre = jax.random.uniform(key, (2,))
-    inside = [
-        jnp.abs(jnp.arange(n) + 0.5 - jnp.floor(centre[i] * n)) < jnp.floor(side * n) / 2 for i, n in enumerate(shape)
-    ]
+    """CutMix's box: of the image's own aspect, its centre anywhere, clipped to the image (timm's ``rand_bbox``)."""
+    inside = []
+    for centre, n in zip(jax.random.uniform(key, (2,)), shape):
+        length = jnp.floor(jnp.sqrt(area) * n)
+        start = jnp.floor(centre * n) - length // 2
+        inside.append((jnp.arange(n) >= start) & (jnp.arange(n) < start + length))
     return inside[0][:, None] & inside[1][None, :]
 
 

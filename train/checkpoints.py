@@ -7,14 +7,15 @@ batch depends on nothing but the seed and the step. The metadata holds the confi
 checksum of all arrays, since Orbax itself does not notice a flipped bit.
 """
 
+import json
 import logging
 import os
+import reprlib
 import sys
 import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -22,6 +23,7 @@ from res2net_jax.checkpoint import describe
 from res2net_jax.files import remove_tree
 from res2net_jax.model import Res2Net
 from train.config import Config, differences, to_json
+from train.devices import everywhere, together
 from train.report import say
 from train.step import State, evaluated, fingerprint
 
@@ -41,9 +43,10 @@ class Checkpoints:
         config: The run's config.
         model: The model, for the description that :func:`res2net_jax.load` reads: its architecture, class names
             and preprocessing.
+        examples: How many pictures there are to learn from. With another number the order would be another one.
     """
 
-    def __init__(self, folder: Path, config: Config, model: Res2Net):
+    def __init__(self, folder: Path, config: Config, model: Res2Net, examples: int):
         # When files are damaged or a disk is full, these print a traceback for every array; _warn says it in a line.
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -51,6 +54,7 @@ class Checkpoints:
         self.config = config
         source = {"trained by": "python -m train.imagenet", "dataset": config.dataset}
         self._description = describe(model, source=source)
+        self._examples = examples
         self._fingerprint = jax.jit(fingerprint)
         self._retry_after = max(1, config.checkpoint_every // 10)
         self._check_at = None
@@ -64,20 +68,17 @@ class Checkpoints:
             state: A state of the shapes, dtypes and shardings to restore.
 
         Raises:
-            ValueError: The checkpoints are of a run with another config or model, or all are damaged.
+            ValueError: The checkpoints are of a run with another config, model or data, or all are damaged.
         """
         steps = _steps(self.folder)
+        _wait_for_all()  # or a slow process would not see what another one has set aside
         for number, step in enumerate(steps):
             metadata, problem = self._metadata(step)
             if problem is None:
-                if lines := differences(metadata["config"], self.config):
-                    raise ValueError(
-                        f"{self.folder.parent} holds a run with another config; give another --output, or the same "
-                        "values:\n  " + "\n  ".join(lines)
-                    )
-                restored, problem = self._load(step, metadata, state)
+                together(lambda found=metadata: self._require_same_run(found))
+                restored, problem = self._load(step, metadata["train"], state)
             if problem is None:
-                return restored, metadata["evaluation"]
+                return restored, metadata["train"]["evaluation"]
             if number + 1 == len(steps):
                 raise ValueError(
                     f"no checkpoint in {self.folder} can be read, the oldest because: {problem}; "
@@ -103,6 +104,7 @@ class Checkpoints:
             "train": {
                 "step": step,
                 "config": to_json(self.config),
+                "examples": self._examples,
                 "evaluation": evaluation,
                 "fingerprint": int(self._fingerprint(items)),
             },
@@ -136,8 +138,9 @@ class Checkpoints:
         return self._settle()
 
     def close(self) -> None:
-        """Waits for the save under way and lets go of everything."""
-        self._settle()
+        """Waits for the save under way and lets go of everything; also where this process alone has failed."""
+        if problem := self._problem():
+            _warn(f"the last checkpoint could not be saved: {problem}")
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
@@ -147,15 +150,11 @@ class Checkpoints:
 
     def _settle(self):
         """Waits for the save under way; False if it failed in any process."""
-        saving, self._saving, self._check_at = self._saving, None, None
-        if saving is None:
+        self._check_at = None
+        if self._saving is None:
             return True
-        problem = None
-        try:
-            saving.result()
-        except Exception as error:
-            problem = _first_line(error)
-        if not _all(problem is None):
+        problem = self._problem()
+        if not everywhere(problem is None):
             _warn(
                 f"the checkpoint could not be saved: {problem or 'another process failed'}. "
                 "Training goes on from memory, and saving is tried again; earlier checkpoints are untouched"
@@ -165,12 +164,42 @@ class Checkpoints:
             return False
         return True
 
+    def _problem(self):
+        """Waits for this process's part of the save under way; what went wrong in it, or None."""
+        saving, self._saving = self._saving, None
+        try:
+            if saving is not None:
+                saving.result()
+        except Exception as error:
+            return _first_line(error)
+        return None
+
     def _metadata(self, step):
+        found, problem = None, None
         try:
             found = ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata
-            return found["train"], None
+            found["train"]["config"]  # of a trainer's checkpoint
         except Exception as error:
-            return None, f"its metadata cannot be read ({_first_line(error)})"
+            problem = f"its metadata cannot be read ({_first_line(error)})"
+        if not everywhere(problem is None):
+            problem = problem or "another process cannot read its metadata"
+        return found, problem
+
+    def _require_same_run(self, metadata):
+        if lines := differences(metadata["train"]["config"], self.config):
+            reason = "with another config; give another --output, or the same values"
+        else:
+            saved, ours = _facts(metadata, metadata["train"].get("examples")), _facts(self._description, self._examples)
+            lines = [
+                f"{name}: the run has {reprlib.repr(saved.get(name))}, now there is {reprlib.repr(ours[name])}"
+                for name in ours
+                if saved.get(name) != ours[name]
+            ]
+            reason = (
+                "of the same config, but on other data or from other weights; put them back, or give another --output"
+            )
+        if lines:
+            raise ValueError(f"{self.folder.parent} holds a run {reason}:\n  " + "\n  ".join(lines))
 
     def _load(self, step, metadata, state):
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
@@ -179,7 +208,7 @@ class Checkpoints:
             items = ocp.load_checkpointables(self.folder / str(step), target)
         except Exception as error:
             problem = f"it cannot be read ({_first_line(error)})"
-        if not _all(problem is None):
+        if not everywhere(problem is None):
             return None, problem or "another process cannot read it"
         if int(self._fingerprint(items)) != metadata["fingerprint"]:
             return None, "its arrays are not those that were saved (checksum)"
@@ -194,6 +223,12 @@ class _Failed:
 
     def result(self):
         raise self.error
+
+
+def _facts(metadata, examples):
+    """What the data set and the initial weights decide, beside the config."""
+    facts = json.loads(json.dumps({**metadata["model"], "preprocessing": metadata["preprocessing"]}))
+    return {**facts.pop("arch"), **facts, "examples": examples}
 
 
 def _items(state: State) -> dict[str, dict]:
@@ -251,11 +286,6 @@ def _unused(path):
         number += 1
         candidate = path.with_name(f"{path.name}{number}")
     return candidate
-
-
-def _all(ok: bool) -> bool:
-    """Whether it is so in every process."""
-    return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
 def _wait_for_all():

@@ -170,7 +170,7 @@ class _TrainExample:
         for _ in range(min(n, _MAX_UNREADABLE)):
             try:
                 record = self.dataset.source[index]
-                image = self.distort(transforms.open_picture(record["image"]), rng)
+                image = self.distort(transforms.open_picture(record["image"], self.dataset.upright), rng)
                 unreadable = -1 if index == first else first
                 return {"image": image, "label": _label(self.dataset, record), "unreadable": unreadable}
             except (UnreadablePicture, OSError) as error:
@@ -185,7 +185,7 @@ class _TrainExample:
         name = self.dataset.source.name(index)
         try:
             image = self.dataset.source[index]["image"]
-            transforms.decode(transforms.open_picture(image), self.dataset.in_chans)
+            transforms.decode(transforms.open_picture(image, self.dataset.upright), self.dataset.in_chans)
         except (UnreadablePicture, OSError) as error:
             return f"{name}: {error}"
         return name
@@ -219,7 +219,7 @@ class _EvalExample:
             return {"image": image, "label": label, "mask": False}
         try:
             record = self.dataset.source[i]
-            pixels = transforms.decode(transforms.open_picture(record["image"]), in_chans)
+            pixels = transforms.decode(transforms.open_picture(record["image"], self.dataset.upright), in_chans)
         except (UnreadablePicture, OSError) as error:
             raise UnreadablePicture(
                 f"{self.dataset.source.name(i)} cannot be read ({error}); "

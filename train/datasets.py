@@ -50,6 +50,14 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def upright(self) -> bool:
+        """Whether pictures are turned as their EXIF orientation says, as res2net_jax.classify does with photographs.
+
+        Not those of ImageNet's classes: the published accuracies are of pictures as they are stored.
+        """
+        return self.class_names is not None
+
 
 def open_dataset(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
     """One split of the set called ``name``.

@@ -22,7 +22,7 @@ from train.augment import normalise
 from train.config import RECIPES
 from train.data import eval_batches
 from train.datasets import open_dataset
-from train.imagenet import main, preprocessing
+from train.imagenet import main
 from train.report import draw_curves, read_rows
 from train.signals import StopRequest
 
@@ -55,15 +55,14 @@ def demo(_arguments: list[str]) -> None:
 def test_images(config, model) -> tuple[np.ndarray, np.ndarray]:
     """All test digits as the trainer's evaluation sees them (uint8 [n, h, w, 1]), and their labels."""
     held_out = open_dataset(config.dataset, "test")
-    batches = list(eval_batches(held_out, preprocessing=preprocessing(config, model), batch_size=config.batch_size))
+    batches = list(eval_batches(held_out, preprocessing=model.preprocessing, batch_size=config.batch_size))
     images, labels, mask = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "mask"))
     return images[mask], labels[mask]
 
 
 def predict(model, images):
     """Logits of uint8 images."""
-    setting = res2net_jax.get_variant(model.name).preprocessing
-    return model(normalise(images, setting.mean, setting.std))
+    return model(normalise(images, model.preprocessing.mean, model.preprocessing.std))
 
 
 def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, file: Path) -> None:

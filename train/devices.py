@@ -1,12 +1,16 @@
 """The devices of a job: joining its processes, and the mesh over all of them."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
+
+T = TypeVar("T")
 
 
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -37,25 +41,41 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-def in_step(batches: Iterator[dict]) -> Iterator[dict]:
-    """``batches``, which must be as many in each process. If one process fails to get its next, all of them stop.
+def everywhere(ok: bool) -> bool:
+    """Whether it is so in every process; all of them ask together."""
+    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(ok)).all())
+
+
+def together(action: Callable[[], T]) -> T:
+    """The result of ``action()``, which every process calls. If it fails in one process, all of them stop.
 
     Otherwise the others would wait for it in their next step, for minutes, until the runtime aborts them all.
 
     Raises:
         Exception: The failure of this process, or ValueError that another one failed.
     """
-    while True:
-        batch, failure = None, None
-        try:
-            batch = next(batches, None)
-        except Exception as error:
-            failure = error
-        together = jax.process_count() > 1
-        if together and multihost_utils.process_allgather(np.array(failure is not None)).any() or failure:
-            raise failure or ValueError("another process has failed and says why; this one has stopped with it")
-        if batch is None:
-            return
+    result, failure = None, None
+    try:
+        result = action()
+    except Exception as error:
+        failure = error
+    if not everywhere(failure is None):
+        raise failure or ValueError("another process has failed and says why; this one has stopped with it")
+    return result
+
+
+def leave(error: Exception) -> NoReturn:
+    """Ends this process at once with code 2: it has failed alone, in the middle of what all of them do together.
+
+    The others notice that it is gone. An orderly end would wait for them, and they for this process.
+    """
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def in_step(batches: Iterator[dict]) -> Iterator[dict]:
+    """``batches``, which must be as many in each process. If one fails to get its next, all stop (:func:`together`)."""
+    while (batch := together(lambda: next(batches, None))) is not None:
         yield batch
 
 

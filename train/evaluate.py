@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import res2net_jax
-from res2net_jax import checkpoint, command_line, hub
+from res2net_jax import command_line
 from res2net_jax.backend import compiler_options
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Accuracy, Preprocessing
@@ -26,6 +26,7 @@ from train import devices, imagenet_subsets, metrics
 from train.augment import normalise
 from train.data import eval_batches
 from train.datasets import Dataset, open_dataset
+from train.start import preprocessing_of
 
 COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
 
@@ -38,6 +39,14 @@ _PUBLISHED = {
     "imagenet_a": "imagenet_a",
     "imagenet_r": "imagenet_r",
     "imagenet_sketch": "imagenet_sketch",
+}
+
+# A folder does not say which set it is, but if it is whole, the number of its pictures and its classes do.
+_COMPLETE = {
+    (50_000, None): "imagenet",
+    (50_889, None): "imagenet_sketch",
+    (7_500, imagenet_subsets.IMAGENET_A): "imagenet_a",
+    (30_000, imagenet_subsets.IMAGENET_R): "imagenet_r",
 }
 
 
@@ -59,7 +68,7 @@ class Options:
     workers: int = 0
     """Processes that decode pictures, on each host; 0 uses threads."""
     csv: str | None = None
-    """File to append the result to; by default results-DATASET.csv."""
+    """File to append the result to; by default results-DATASET.csv, of another split results-DATASET-SPLIT.csv."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where the cluster does not say (TPU pods, Slurm and Open MPI do)."""
     num_processes: int | None = None
@@ -150,27 +159,22 @@ def require_matching(model: Res2Net, dataset: Dataset) -> None:
         )
 
 
-def preprocessing_of(name_or_folder: str) -> Preprocessing:
-    """The evaluation setting that a checkpoint was trained for, else that of its variant, else the usual one."""
-    if not hub.is_folder(name_or_folder):
-        return res2net_jax.get_variant(name_or_folder).preprocessing
-    metadata = checkpoint.read_metadata(name_or_folder)
-    if saved := metadata.get("preprocessing"):
-        return Preprocessing(**{key: tuple(value) if type(value) is list else value for key, value in saved.items()})
-    variant = VARIANTS.get(metadata["model"]["name"])
-    return variant.preprocessing if variant else Preprocessing()
-
-
 def published(model: Res2Net, dataset: Dataset) -> Accuracy | None:
     """The published accuracy to compare with: that of the model's variant on such pictures, if there is one."""
     variant = VARIANTS.get(model.name)
     if variant is None or model.arch != variant.arch or dataset.class_names is not None or "train" in dataset.split:
         return None
     if dataset.name.startswith("folder:"):
-        by_subset = {imagenet_subsets.IMAGENET_A: "imagenet_a", imagenet_subsets.IMAGENET_R: "imagenet_r"}
-        return getattr(variant, by_subset.get(dataset.class_subset, "imagenet"))
-    attribute = _PUBLISHED.get(dataset.name.partition(":")[0])
+        attribute = _COMPLETE.get((len(dataset), dataset.class_subset))
+    else:
+        attribute = _PUBLISHED.get(dataset.name.partition(":")[0])
     return getattr(variant, attribute) if attribute and "[" not in dataset.split else None
+
+
+def default_table(dataset: str, split: str) -> str:
+    """The name of the CSV file for results on ``split``; the columns say neither, so no two share a file."""
+    name = dataset if split == "validation" else f"{dataset}-{split}"
+    return f"results-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.csv"
 
 
 def append_row(path: Path, row: dict[str, str]) -> None:
@@ -197,13 +201,13 @@ def require_table(path: Path) -> None:
 def run(arguments: list[str]) -> None:
     """The command."""
     options = tyro.cli(Options, args=arguments, prog="python -m train.evaluate", description=__doc__)
-    path = Path(options.csv or f"results-{re.sub('[^a-z0-9]+', '-', options.dataset.lower()).strip('-')}.csv")
+    path = Path(options.csv or default_table(options.dataset, options.split))
     require_table(path.expanduser())
     devices.connect(options.coordinator, options.num_processes, options.process_id)
-    dataset = open_dataset(options.dataset, options.split, data_dir=options.data_dir)
-    setting = preprocessing_of(options.model)
+    dataset = devices.together(lambda: open_dataset(options.dataset, options.split, data_dir=options.data_dir))
     everywhere = NamedSharding(devices.data_mesh(), PartitionSpec())
-    model = res2net_jax.load(options.model, sharding=everywhere)
+    model = devices.together(lambda: res2net_jax.load(options.model, sharding=everywhere))
+    setting = preprocessing_of(model)
     counts = evaluate(model, dataset, setting, batch_size=options.batch_size, workers=options.workers)
     if jax.process_index() == 0:
         result = Accuracy(*(100 * counts[name] / counts["count"] for name in ("top1", "top5")))

@@ -8,31 +8,26 @@ infinite. 4 the last state could not be saved. 130 Ctrl-C and 143 SIGTERM: saved
 """
 
 import contextlib
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-import res2net_jax
 from res2net_jax import command_line
 from res2net_jax.backend import compiler_options
-from res2net_jax.model import Res2Net
-from res2net_jax.variants import VARIANTS, Preprocessing
 from train import devices, rehearsal
 from train.checkpoints import Checkpoints, NotSaved
 from train.config import Config, parse, write_json
 from train.data import eval_batches, steps_per_epoch, train_batches
-from train.datasets import Dataset, open_dataset
 from train.duplicates import warn_of_duplicates
 from train.mistakes import draw_mistakes
 from train.report import Report
 from train.signals import StopRequest
+from train.start import build_model, introduction, open_splits, preprocessing, require_divisible
 from train.step import evaluated, init_state, make_eval_step, make_train_step, zero_sums
 
 DIVERGED, NOT_SAVED = 3, 4
@@ -55,7 +50,7 @@ def main(config: Config, stop: StopRequest) -> int:
     mesh = devices.data_mesh()
     replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    _require_divisible(config)
+    require_divisible(config)
 
     def replicate(tree):
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated, np.asarray(x)), tree)
@@ -72,14 +67,12 @@ def main(config: Config, stop: StopRequest) -> int:
     if config.fake_data:
         train_set = eval_set = rehearsal.fake_dataset()
     else:
-        train_set = open_dataset(config.dataset, config.train_split, data_dir=config.data_dir)
-        eval_set = open_dataset(config.dataset, config.eval_split, data_dir=config.data_dir)
-        _require_fit(train_set, eval_set)
+        train_set, eval_set = devices.together(lambda: open_splits(config))
     epoch = steps_per_epoch(train_set, config.batch_size)
     total = min(config.epochs * epoch, config.steps or math.inf)
 
     # ---- Model
-    model = build_model(config, train_set)
+    model = devices.together(lambda: build_model(config, train_set))
     setting = model.preprocessing = preprocessing(config, model)
     train_step = jax.jit(
         make_train_step(model, config, epoch, setting.mean, setting.std),
@@ -102,7 +95,7 @@ def main(config: Config, stop: StopRequest) -> int:
         rehearsal.time_steps(config, state, train_step, place)
         return 0
     output = Path(config.output).expanduser()
-    checkpoints = Checkpoints(output / "checkpoints", config, model)
+    checkpoints = Checkpoints(output / "checkpoints", config, model, examples=len(train_set))
     restored = checkpoints.restore(state)
     state, evaluation = restored or (state, None)
     done = int(state["step"])
@@ -111,7 +104,7 @@ def main(config: Config, stop: StopRequest) -> int:
 
     # ---- Loop
     report = Report(output, config, start=done, total=total, steps_per_epoch=epoch, visible=jax.process_index() == 0)
-    report.say(_introduction(config, model, train_set, eval_set, epoch, done, total))
+    report.say(introduction(config, model, train_set, eval_set, epoch, done, total))
     if jax.process_index() == 0:
         warn_of_duplicates(train_set, eval_set)
     # It decodes the first batches while the step compiles.
@@ -150,7 +143,11 @@ def main(config: Config, stop: StopRequest) -> int:
                 signum, pending = _settle(pending, report) or signum, None
                 evaluation = None
                 if evaluation_due and not signum:
-                    evaluation, answers, signum = evaluate()
+                    try:
+                        evaluation, answers, signum = evaluate()
+                    except (ValueError, OSError):  # a picture that cannot be read, in all processes at once
+                        checkpoints.finish(done, state)
+                        raise
                 if signum:
                     checkpoints.finish(done, state)
                     report.say(f"Saved at step {done} of {total}; the same command goes on from here.")
@@ -162,8 +159,16 @@ def main(config: Config, stop: StopRequest) -> int:
                 checkpoints.save(done, state, evaluation)
             if done >= total:
                 break
-            with report.waiting():
-                batch = next(batches)
+            try:
+                with report.waiting():
+                    batch = next(batches)
+            except (ValueError, OSError) as error:  # many pictures in a row that cannot be read, say
+                if jax.process_count() > 1:
+                    checkpoints.close()
+                    devices.leave(error)
+                _settle(pending, report)
+                checkpoints.finish(done, state)
+                raise
             state, metrics = train_step(state, place(batch))
             done += 1
             # The metrics of the step before are read while this one runs: the devices never wait for the host.
@@ -209,35 +214,6 @@ def run_evaluation(
     return {**accuracies, "loss": float(sums["loss"]) / count, "count": count}, answers, 0
 
 
-def build_model(config: Config, dataset: Dataset) -> Res2Net:
-    """The model to train, fresh or (``config.pretrained``) trained; its classifier is kept for the same classes."""
-    options = {
-        "in_chans": dataset.in_chans,
-        "dtype": jnp.dtype(config.dtype),
-        "param_dtype": jnp.promote_types(config.dtype, jnp.float32),
-        **config.arch,
-    }
-    if config.pretrained:
-        model = res2net_jax.load(config.model, **options)
-        if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
-            model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
-        return model
-    options |= {"num_classes": dataset.num_classes, "zero_init_last": config.zero_init_last}
-    model = res2net_jax.create(config.model, rngs=config.seed, **options)
-    model.class_names = dataset.class_names
-    return model
-
-
-def preprocessing(config: Config, model: Res2Net) -> Preprocessing:
-    """How evaluation images are made: as for the weights the run began with, or as published, at ``config.size``."""
-    published = VARIANTS[model.name].preprocessing if model.name in VARIANTS else Preprocessing()
-    setting = model.preprocessing or published
-    if model.in_chans != len(setting.mean):  # grey images, say: the average of the RGB constants
-        means = {name: float(np.mean(getattr(setting, name))) for name in ("mean", "std")}
-        setting = dataclasses.replace(setting, **{name: (mean,) * model.in_chans for name, mean in means.items()})
-    return dataclasses.replace(setting, size=config.size, crop_pct=config.eval_crop_pct or setting.crop_pct)
-
-
 def command(arguments: list[str]) -> None:
     """Runs the command line; exits with the codes above."""
     config = parse(arguments, "python -m train.imagenet")
@@ -254,7 +230,7 @@ def _settle(pending, report):
     if pending is None:
         return 0
     step, metrics = pending
-    metrics = {name: float(value) for name, value in metrics.items()}
+    metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
     if not metrics["finite"]:
         raise Diverged(
             f"step {step}: NaN or infinity; the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}"
@@ -270,44 +246,6 @@ def _is_evaluated(done, total, epoch, config):
 def _fail(error, code):
     print(f"error: {error}", file=sys.stderr, flush=True)
     return code
-
-
-def _require_divisible(config):
-    devices = jax.device_count()
-    for name in ("batch_size", "eval_batch_size"):
-        size = getattr(config, name)
-        if size is not None and size % devices:
-            raise ValueError(
-                f"{name} {size} cannot be spread evenly over {devices} devices; "
-                f"the nearest that can are {max(1, size // devices) * devices} and {(size // devices + 1) * devices}"
-            )
-    part = config.batch_size // config.accumulate
-    if part % devices:
-        raise ValueError(
-            f"accumulate {config.accumulate} leaves {part} images at once, not a multiple of the {devices} devices"
-        )
-
-
-def _require_fit(train_set, eval_set):
-    if eval_set.multi_label:
-        raise ValueError(f"{eval_set.name} has several labels an example; python -m train.evaluate handles it")
-    if train_set.num_classes != eval_set.num_classes or train_set.in_chans != eval_set.in_chans:
-        raise ValueError(f"{train_set.name}: {train_set.split} and {eval_set.split} differ in classes or channels")
-    if train_set.split == eval_set.split:
-        raise ValueError(
-            f"{train_set.name} would be trained and evaluated on the same pictures ({train_set.split}); divide "
-            "a folder into the sub-folders train and val, or name two parts of a TFDS set: "
-            '--train-split "train[:90%]" --eval-split "train[90%:]"'
-        )
-
-
-def _introduction(config, model, train_set, eval_set, epoch, done, total):
-    lines = [f"  {name:17} {value}" for name, value in dataclasses.asdict(config).items()]
-    lines.append(f"{model.name} on {train_set.name}: {len(train_set):,} pictures, {epoch:,} steps an epoch")
-    lines.append(f"evaluated on {eval_set.name}[{eval_set.split}]: {len(eval_set):,} pictures")
-    lines.append(f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)")
-    lines.append(f"{'Resuming' if done else 'Starting'} at step {done} of {total}; the first step compiles.")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

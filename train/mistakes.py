@@ -34,8 +34,9 @@ def draw_mistakes(folder: Path, dataset: Dataset, model: Res2Net, answers: dict[
     import matplotlib
 
     names = class_names(model)
-    # Class names are text, not formulas; one in a script that the font lacks is no reason to warn for each letter.
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 10}), warnings.catch_warnings():
+    # Class names are text, not formulas; one in a script that no font here has is no reason to warn for each letter.
+    style = {"text.parse_math": False, "font.size": 10, "font.family": ["sans-serif", *_fonts_of_other_scripts()]}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         try:
             _save(_confusion(names, answers), folder / "confusion.png")
@@ -149,7 +150,7 @@ def _mistakes(names, dataset, preprocessing, answers):
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, index in zip(grid, shown):
         label, prediction = answers["label"][index], answers["prediction"][index]
-        file = _shorten(os.path.basename(dataset.source.name(int(index))), 32, end=True)
+        file = _shorten(os.path.basename(dataset.source.name(int(index))), 26, end=True)
         axes.imshow(_picture(dataset, preprocessing, int(index)), cmap="gray", vmin=0, vmax=255)
         axes.set_title(
             f"{_wrap(names[prediction])}\n{100 * answers['probability'][index]:.0f} %", color=_RED, fontsize=10, pad=4
@@ -166,8 +167,16 @@ def _mistakes(names, dataset, preprocessing, answers):
 def _picture(dataset, preprocessing, index):
     """What the model saw: uint8 [h, w] or [h, w, 3]."""
     record = dataset.source[index]
-    pixels = transforms.decode(transforms.open_picture(record["image"]), dataset.in_chans)
+    pixels = transforms.decode(transforms.open_picture(record["image"], dataset.upright), dataset.in_chans)
     return np.asarray(resize_and_crop(pixels, preprocessing, preprocessing.size))
+
+
+def _fonts_of_other_scripts():
+    """Those installed here; matplotlib's own has no Chinese, Japanese, Korean, Arabic or Indian letters."""
+    from matplotlib import font_manager
+
+    known = ("Noto Sans CJK", "WenQuanYi", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS")
+    return sorted({font.name for font in font_manager.fontManager.ttflist if font.name.startswith(known)})
 
 
 def _wrap(name):

@@ -75,7 +75,10 @@ class Batches(grain.DatasetIterator):
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.start_prefetch()
-        batch = self._running[0].next()
+        try:
+            batch = self._running[0].next()
+        except RuntimeError as error:  # Grain's, of a worker that is gone
+            raise OSError(f"a process that decodes pictures ended, perhaps for want of memory ({error})") from error
         if batch is None:
             raise StopIteration
         self._step += 1

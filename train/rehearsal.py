@@ -38,6 +38,8 @@ def dry_run(
     """Compiles the step and prints parameters, memory, steps, learning rates and the shapes of a batch."""
     batch = place(_first_batch(config, dataset))
     memory = train_step.lower(state, batch).compile().memory_analysis()
+    if jax.process_index() > 0:
+        return
     parameters = sum(leaf.size for leaf in variables(model).values() if leaf.type.__name__ == "Param")
     print(f"model          {model.name}, {parameters:,} parameters, {model.num_classes} classes")
     print(f"data           {dataset.name}[{dataset.split}], {len(dataset):,} pictures")
@@ -108,7 +110,7 @@ def _milestones(config):
     warmup = [config.warmup_epochs / 2] if config.warmup_epochs else []
     if config.schedule == "steps":
         drops = [epoch for epoch in range(config.decay_epochs, config.epochs, config.decay_epochs)]
-        return [0, *warmup, *([config.warmup_epochs] if warmup else []), *drops, config.epochs - 1]
+        return sorted({0, *warmup, *([config.warmup_epochs] if warmup else []), *drops, config.epochs - 1})
     rest = config.epochs - config.warmup_epochs
     return [0, *warmup, *(config.warmup_epochs + rest * tenth / 10 for tenth in range(10)), config.epochs - 0.1]
 

@@ -1,7 +1,10 @@
 """SIGTERM and Ctrl-C as a wish to stop, which the loop grants between two steps."""
 
+import contextlib
+import os
 import signal
-import sys
+
+_STDERR = 2
 
 
 class StopRequest:
@@ -31,4 +34,6 @@ class StopRequest:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = self.signum or signum
-        print(f"{signal.Signals(signum).name}: will save and stop after this step", file=sys.stderr, flush=True)
+        # Not print: in the middle of another write to the same buffer that would raise.
+        with contextlib.suppress(OSError):
+            os.write(_STDERR, f"{signal.Signals(signum).name}: will save and stop after this step\n".encode())

@@ -8,7 +8,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from res2net_jax.preprocess import open_picture as to_rgb
 
@@ -23,8 +23,12 @@ class UnreadablePicture(ValueError):
     """The bytes are no picture, or a damaged one."""
 
 
-def open_picture(image: bytes | np.ndarray) -> Image.Image:
-    """A picture whose size is known and whose pixels are yet to be decoded.
+def open_picture(image: bytes | np.ndarray, upright: bool = False) -> Image.Image:
+    """A picture whose size is known and whose pixels are, as a rule, yet to be decoded.
+
+    Args:
+        image: The bytes of a file, or uint8 [h, w, c].
+        upright: Turn the picture as its EXIF orientation says.
 
     Raises:
         UnreadablePicture: It is in no known format.
@@ -32,7 +36,10 @@ def open_picture(image: bytes | np.ndarray) -> Image.Image:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     try:
-        return Image.open(io.BytesIO(image))
+        picture = Image.open(io.BytesIO(image))
+        if upright and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(picture)
+        return picture
     except UnidentifiedImageError as error:
         raise UnreadablePicture("it is in no known picture format") from error
     except Exception as error:  # a damaged header raises whatever its format's parser stumbles on

@@ -113,6 +113,8 @@ def hub_run(server, tmp_path, code):
         "HF_ENDPOINT": server.url,
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "120",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "120",
         "RES2NET_JAX_HOME": str(tmp_path / "home"),
     }
     env.pop("HF_HUB_OFFLINE", None)

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ TINY = [
     *("--layers", "1", "1", "--channels", "8", "8", "--scale", "3"),
     *("--size", "16", "--batch-size", "32", "--epochs", "2", "--log-every", "10"),
 ]
+# XLA aborts a program one of whose devices is late by 40 seconds, which on a busy machine means nothing.
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def launch(compilation_cache):
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {PATIENT}",
             "PYTHONPATH": str(ROOT),
             **environment,
         }
@@ -91,10 +94,16 @@ def printed(output):
     return "\n".join(path.read_text() for path in sorted(output.parent.glob(f"{output.name}*.txt")))
 
 
+#: Below the ports that the system gives to outgoing connections, and others for each worker of a parallel test run.
+_PORTS = itertools.count(10_000 + 100 * (os.getpid() % 200))
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+    """A port that nobody uses, and that nobody takes before it is used."""
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("localhost", port))
+            return port
 
 
 def steps(output):

@@ -1,6 +1,8 @@
 """The trainer's command with a witness: writes down which batch each step took and when an evaluation begins.
 
 python driver.py LOG [RECIPE] [--switch value ...]
+
+With HOLD="step 15", or another line of the log, it goes on after that line only once there is a file LOG.go.
 """
 
 import hashlib
@@ -9,13 +11,15 @@ import resource
 import sys
 import time
 
+import jax
+
 from res2net_jax import command_line
 from train import checkpoints, imagenet
 
 
 def watched(log):
-    """Replaces the two functions by which the program gets its data."""
-    train_batches, eval_batches = imagenet.train_batches, imagenet.eval_batches
+    """Replaces the functions by which the program gets its data."""
+    train_batches, eval_batches, open_splits = imagenet.train_batches, imagenet.eval_batches, imagenet.open_splits
 
     class Watched:
         """The batches of ``inner``, each noted as ``step <number> <digest>`` when it is handed out."""
@@ -28,6 +32,7 @@ def watched(log):
 
         def __next__(self):
             time.sleep(float(os.environ.get("STEP_PAUSE", 0)))
+            fail(self.number + 1)
             batch = next(self.inner)
             digest = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
             self.number += 1
@@ -59,6 +64,9 @@ def watched(log):
     def note(line):
         with open(log, "a") as file:
             file.write(line + "\n")
+        if hold := os.environ.get("HOLD"):
+            while line.startswith(hold) and not os.path.exists(f"{log}.go"):
+                time.sleep(0.02)
 
     def watched_eval(*args, **options):
         note("evaluation")
@@ -66,10 +74,23 @@ def watched(log):
         # An evaluation of some length, for a signal to hit it.
         return Slow(batches)
 
+    def watched_open(config):
+        fail(0)
+        return open_splits(config)
+
+    imagenet.open_splits = watched_open
     imagenet.train_batches = lambda *args, start, **options: Watched(
         train_batches(*args, start=start, **options), start
     )
     imagenet.eval_batches = watched_eval
+
+
+def fail(step):
+    """With FAIL="PROCESS STEP" the data are gone for this process at this step; step 0 is the beginning."""
+    if failure := os.environ.get("FAIL"):
+        process, at = map(int, failure.split())
+        if step == at and jax.process_index() == process:
+            raise OSError("unplugged")
 
 
 def limit_files(step):

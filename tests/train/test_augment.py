@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timm.data.mixup
 import torch
 
+from train import augment
 from train.augment import mix, normalise, random_erasing, smooth_labels
 
 KEY = jax.random.key(0)
@@ -14,6 +16,14 @@ def test_normalise():
     np.testing.assert_allclose(normalise(images, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), expected, rtol=1e-6)
     grey = normalise(images[..., :1], (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     np.testing.assert_allclose(grey, (images[..., :1] / 255 - 0.2) / 0.6, rtol=1e-6)
+
+
+def test_bfloat16_is_rounded_once_and_not_at_each_operation():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    coarse = normalise(images, mean, std, jnp.bfloat16)
+    assert coarse.dtype == jnp.bfloat16
+    assert np.array_equal(coarse, normalise(images, mean, std).astype(jnp.bfloat16))
 
 
 def test_smoothed_labels_give_torchs_loss():
@@ -58,6 +68,20 @@ def test_cutmix_weighs_the_targets_by_the_pixels():
         rows, columns = np.flatnonzero(~kept.all(1)), np.flatnonzero(~kept.all(0))
         assert len(rows) * len(columns) == (~kept).sum(), "a rectangle"
     assert np.std(areas) > 0.05
+
+
+def test_cutmix_boxes_are_those_of_timm(monkeypatch):
+    rng = np.random.default_rng(0)
+    for shape in ((16, 16), (15, 23)):
+        for _ in range(100):
+            area, centre = rng.random(), rng.random(2).astype(np.float32)
+            monkeypatch.setattr(jax.random, "uniform", lambda key, size, centre=centre: jnp.array(centre))
+            draws = iter([int(centre[0] * shape[0]), int(centre[1] * shape[1])])
+            monkeypatch.setattr(np.random, "randint", lambda low, high, size, draws=draws: np.array(next(draws)))
+            top, bottom, left, right = timm.data.mixup.rand_bbox((1, 1, *shape), 1 - area)
+            expected = np.zeros(shape, bool)
+            expected[top:bottom, left:right] = True
+            assert np.array_equal(augment._box(KEY, shape, area), expected)
 
 
 def test_both_draw_one_of_the_two():

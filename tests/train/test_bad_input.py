@@ -9,10 +9,12 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import res2net_jax
 from train.config import RECIPES, parse
 from train.imagenet import main
+from train.pipeline import Batches
 from train.report import read_rows
 from train.signals import StopRequest
 
@@ -107,6 +109,83 @@ def test_a_resume_with_another_config_names_what_differs(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+@pytest.fixture
+def pictures(tmp_path):
+    """``train`` and ``val`` of two classes of eight and two pictures."""
+    for split, count in (("train", 8), ("val", 2)):
+        for label in "ab":
+            (tmp_path / "pictures" / split / label).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.new("RGB", (24, 24), (i * 20, 90 * (label == "a"), len(split)))
+                picture.save(tmp_path / "pictures" / split / label / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def of_pictures(tmp_path, pictures, **changes):
+    return small(tmp_path, dataset=f"folder:{pictures}", batch_size=4, **changes)
+
+
+def test_a_resume_on_other_data_is_refused_and_leaves_the_checkpoints_alone(tmp_path, pictures):
+    config = of_pictures(tmp_path, pictures)
+    assert train(config) == 0
+    before = arrays(tmp_path / "run")
+    longer = dataclasses.replace(config, steps=4)
+
+    def refused():
+        with pytest.raises(ValueError, match="of the same config, but on other data or from other weights") as caught:
+            train(longer)
+        after = arrays(tmp_path / "run")
+        assert steps(tmp_path / "run") == [2] and all(np.array_equal(before[name], after[name]) for name in before)
+        return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+    shutil.copy(pictures / "train/a/0.png", pictures / "train/a/more.png")
+    assert refused() == ["examples: the run has 16, now there is 17"]
+    (pictures / "train/a/more.png").unlink()
+    for split in ("train", "val"):
+        (pictures / split / "b").rename(pictures / split / "d")
+    assert refused() == ["class_names: the run has ['a', 'b'], now there is ['a', 'd']"]
+    for split in ("train", "val"):
+        shutil.copytree(pictures / split / "d", pictures / split / "b")
+    assert refused()[0] == "num_classes: the run has 2, now there is 3"
+    for split in ("train", "val"):
+        shutil.rmtree(pictures / split / "d")
+    assert train(longer) == 0
+
+
+def test_a_picture_to_evaluate_on_that_cannot_be_read_costs_nothing_but_the_evaluation(tmp_path, pictures):
+    config = of_pictures(tmp_path, pictures, steps=4)
+    bad = pictures / "val/b/1.png"
+    good = bad.read_bytes()
+    bad.write_text("<html>404</html>")
+    with pytest.raises(ValueError, match="val/b/1.png cannot be read.*the evaluation stops"):
+        train(config)
+    assert steps(tmp_path / "run") == [4]
+    bad.write_bytes(good)
+    assert train(config) == 0
+    (row,) = [row for row in read_rows(tmp_path / "run" / "metrics.csv") if row["val_count"]]
+    assert (row["step"], row["val_count"]) == ("4", "4")
+
+
+def test_data_that_go_away_leave_what_was_learnt(tmp_path, pictures, monkeypatch):
+    config = of_pictures(tmp_path, pictures, steps=4)
+    assert train(dataclasses.replace(config, output=str(tmp_path / "undisturbed"))) == 0
+    following = Batches.__next__
+
+    def __next__(self):
+        if self.get_state()["step"] == 3:
+            raise OSError("unplugged")
+        return following(self)
+
+    monkeypatch.setattr(Batches, "__next__", __next__)
+    with pytest.raises(OSError, match="unplugged"):
+        train(config)
+    assert steps(tmp_path / "run") == [3]
+    monkeypatch.undo()
+    assert train(config) == 0
+    expected, found = arrays(tmp_path / "undisturbed"), arrays(tmp_path / "run")
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+
+
 def test_weights_that_do_not_fit_the_model(tmp_path):
     res2net_jax.save(res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), scale=2), tmp_path / "model")
     with pytest.raises(ValueError, match="do not fit the model asked for"):
@@ -179,7 +258,7 @@ def test_a_full_disk_is_waited_for(finish, tmp_path):
 
 def test_a_disk_that_stays_full_ends_with_4(launch, tmp_path):
     (process,) = launch(tmp_path / "run", "--steps", 30, FILE_LIMIT="25000 15 99", SAVE_ATTEMPTS="2")
-    assert process.wait(120) == 4, printed(tmp_path / "run")
+    assert process.wait(300) == 4, printed(tmp_path / "run")
     told = printed(tmp_path / "run")
     assert "error: step 30 could not be saved" in told
     assert "Traceback" not in told
@@ -213,7 +292,7 @@ def test_a_small_disk_fills_up_and_is_cleared(launch, tmp_path):
             time.sleep(0.05)
         filler.close()
         (disk / "filler").unlink()
-        assert process.wait(120) == 0, printed(output)
+        assert process.wait(300) == 0, printed(output)
         assert steps(output)[-1] == 90
         logged = [int(row["step"]) for row in read_rows(output / "metrics.csv") if row["loss"]]
         assert logged == list(range(3, 91, 3)), "the rows of the time without room are there too"

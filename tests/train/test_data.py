@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from res2net_jax import preprocess
 from res2net_jax.preprocess import normalize
@@ -159,6 +160,24 @@ def test_flip_and_crop_are_drawn_for_each_picture():
     batches = take(train_batches(dataset, size=8, batch_size=1, seed=0, augment=whole), 400)
     flipped = np.mean([batch["image"][0, 0, 0, 0] == 255 for batch in batches])
     assert 0.4 < flipped < 0.6  # four standard deviations
+
+
+@pytest.mark.parametrize("names, upright", [(("cat", "dog"), True), (("n01440764", "n01443537"), False)])
+def test_photographs_are_turned_upright_unless_they_are_of_imagenets_classes(tmp_path, names, upright):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6  # the camera was held upright
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "photo.png", exif=orientation)
+    dataset = open_dataset(f"folder:{tmp_path}", "train")
+    expected = np.rot90(pixels, -1) if upright else pixels
+    setting = Preprocessing(size=32, crop_pct=1.0)
+    evaluated = next(eval_batches(dataset, preprocessing=setting, batch_size=2))
+    (trained,) = take(train_batches(dataset, size=32, batch_size=2, seed=0, augment=PLAIN), 1)
+    assert all(np.array_equal(image, expected) for image in (*evaluated["image"], *trained["image"]))
+    classified = preprocess(setting)(tmp_path / names[0] / "photo.png")
+    assert np.array_equal(classified, normalize(Image.fromarray(expected), setting)) == upright
 
 
 def test_grey_pictures_stay_grey():
@@ -365,25 +384,27 @@ def test_augmentations_out_of_range(options):
 
 
 PROGRAM = """
-import sys, time
+import sys
 from train.data import train_batches
 from train.datasets import open_dataset
 if __name__ == "__main__":
     batches = train_batches(open_dataset("digits", "train"), size=16, batch_size=16, seed=0, workers=2)
     next(batches)
     print("ready", flush=True)
-    time.sleep(float(sys.argv[1]))
+    sys.stdin.readline()
     next(batches)
     print("done", flush=True)
 """
 
 
-def start(tmp_path, seconds):
+def start(tmp_path):
+    """Goes on once a line comes in."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     process = subprocess.Popen(
-        [sys.executable, str(script), str(seconds)],
+        [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": ROOT},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -408,23 +429,36 @@ def alive(group):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_end_with_a_killed_parent(tmp_path):
-    process = start(tmp_path, 60)
+    process = start(tmp_path)
     assert len(alive(process.pid)) >= 3
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(process.pid)
 
 
+def test_the_death_of_a_worker_is_an_error_and_not_a_wait():
+    others = multiprocessing.active_children()
+    batches = train_batches(open_dataset("digits", "train"), size=16, batch_size=16, seed=0, workers=1)
+    try:
+        next(batches)
+        (worker,) = [process for process in multiprocessing.active_children() if process not in others]
+        worker.kill()
+        with pytest.raises(OSError, match="a process that decodes pictures ended.*exit code -9"):
+            take(batches, 50)
+    finally:
+        batches.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_signals_meant_for_the_program_leave_its_workers_at_work(tmp_path):
-    process = start(tmp_path, 1)
+    process = start(tmp_path)
     for pid in alive(process.pid):
         if pid != process.pid and b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate("\n", timeout=300)
     assert process.returncode == 0 and out == "done\n", err
     assert err == ""

@@ -45,6 +45,12 @@ def test_mesh_is_one_axis_of_all_devices():
     assert [device.id for device in mesh.devices] == sorted(device.id for device in jax.devices())
 
 
+def test_what_is_done_together_gives_its_result_or_its_failure():
+    assert devices.together(lambda: 3) == 3 and devices.everywhere(True) and not devices.everywhere(False)
+    with pytest.raises(ZeroDivisionError):
+        devices.together(lambda: 1 / 0)
+
+
 def test_in_step_passes_batches_and_failures_on():
     def broken():
         yield 1

@@ -9,7 +9,36 @@ import pytest
 
 from train.report import read_rows
 
-from .conftest import ROOT, arrays
+from .conftest import ROOT, arrays, printed
+
+
+def test_all_stop_if_one_process_has_no_data(launch, tmp_path):
+    together = launch(tmp_path / "run", processes=2, FAIL="0 0")
+    assert [process.wait(300) for process in together] == [2, 2], printed(tmp_path / "run")
+    told = [(tmp_path / f"run.{number}.txt").read_text() for number in range(2)]
+    assert "error: unplugged" in told[0]
+    assert "error: another process has failed and says why; this one has stopped with it" in told[1]
+
+
+def test_a_process_that_fails_alone_ends_and_does_not_wait_for_the_others(launch, tmp_path):
+    # A checkpoint is being saved at this step, and whether it was is asked in all processes only later.
+    together = launch(tmp_path / "run", "--checkpoint-every", 30, processes=2, FAIL="1 32")
+    assert together[1].wait(300) == 2, printed(tmp_path / "run")
+    together[0].kill()  # Minutes later JAX would.
+    together[0].wait()
+    told = (tmp_path / "run.1.txt").read_text()
+    assert "error: unplugged" in told and "Traceback" not in told
+
+
+def test_two_processes_go_back_to_the_checkpoint_before_a_damaged_one(finish, tmp_path):
+    switches = ("--checkpoint-every", 2, "--steps", 6)
+    finish(tmp_path / "run", *switches, processes=2)
+    expected = arrays(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "6" / "_CHECKPOINT_METADATA").unlink()
+    finish(tmp_path / "run", *switches, processes=2)
+    assert "Going back to checkpoint 4" in printed(tmp_path / "run")
+    found = arrays(tmp_path / "run")
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
 
 
 def differences(a, b):

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +15,15 @@ from PIL import Image
 import res2net_jax
 from res2net_jax.checkpoint import arrays, describe
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import Arch, Preprocessing, get_variant
+from res2net_jax.variants import Accuracy, Arch, Preprocessing, get_variant
 from train.data import eval_batches
 from train.datasets import Dataset, imagenet_synsets, open_dataset
-from train.evaluate import COLUMNS, evaluate, known_setting, published, require_matching
+from train.evaluate import COLUMNS, default_table, evaluate, published, require_matching, summary
+from train.imagenet_subsets import IMAGENET_A, IMAGENET_R
 from train.sources import Arrays
+from train.start import preprocessing_of
+
+from .conftest import PATIENT, free_port
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"layers": (1, 1), "channels": (16, 32)}
@@ -91,8 +94,8 @@ def expected(digits_folder):
 
 @pytest.mark.parametrize("batch_size", [64, 1000])
 def test_counts_are_those_of_one_picture_after_the_other(digits_folder, expected, batch_size):
-    assert known_setting(str(digits_folder)) == SETTING
     model, dataset = res2net_jax.load(digits_folder), open_dataset("digits", "test")
+    assert preprocessing_of(model) == SETTING
     assert evaluate(model, dataset, SETTING, batch_size=batch_size) == expected
     assert 0 < expected["top1"] < expected["top5"] < 355
 
@@ -103,7 +106,7 @@ def accuracies(expected):
 
 def test_eight_devices_count_as_one(digits_folder, expected, tmp_path):
     arguments = ("--model", digits_folder, "--dataset", "digits", "--batch-size", 104)
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"--xla_force_host_platform_device_count=8 {PATIENT}"
     code, out, err = finish(run(*arguments, cwd=tmp_path, XLA_FLAGS=flags))
     assert code == 0, err
     assert f"{digits_folder} on digits, split test: 355 images of 16 x 16 (crop 1, bicubic)" in out
@@ -114,11 +117,8 @@ def test_eight_devices_count_as_one(digits_folder, expected, tmp_path):
 
 
 def two_processes(*arguments, cwd):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    together = ("--coordinator", f"localhost:{port}", "--num-processes", 2)
-    flags = "--xla_force_host_platform_device_count=2"
+    together = ("--coordinator", f"localhost:{free_port()}", "--num-processes", 2)
+    flags = f"--xla_force_host_platform_device_count=2 {PATIENT}"
     running = [run(*arguments, *together, "--process-id", i, cwd=cwd, XLA_FLAGS=flags) for i in range(2)]
     return [finish(process) for process in running]
 
@@ -157,17 +157,18 @@ def test_accuracy_is_that_of_timm(timm_model, photos, checkpoint_folder, tmp_pat
             "count": expected["count"] + 1,
         }
     dataset = open_dataset(f"folder:{tmp_path / 'set'}", "validation")
-    setting = known_setting(str(checkpoint_folder))
+    model = res2net_jax.load(checkpoint_folder)
+    setting = preprocessing_of(model)
     assert setting == get_variant("res2net50_48w_2s").preprocessing
-    assert evaluate(res2net_jax.load(checkpoint_folder), dataset, setting, batch_size=4) == expected
+    assert evaluate(model, dataset, setting, batch_size=4) == expected
 
 
 # Beside the published figure
 
 
-def imagenet_like(name, split="validation", **options):
-    empty = Arrays(name, np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int32))
-    return Dataset(name, split, empty, 1000, **options)
+def imagenet_like(name, split="validation", count=0, **options):
+    pictures = Arrays(name, np.broadcast_to(np.uint8(0), (count, 1, 1, 3)), np.zeros(count, np.int32))
+    return Dataset(name, split, pictures, 1000, **options)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +182,36 @@ def imagenet_like(name, split="validation", **options):
         ("imagenet_a", "imagenet_a"),
         ("imagenet_r", "imagenet_r"),
         ("imagenet_sketch", "imagenet_sketch"),
-        ("folder:val", "imagenet"),
     ],
 )
 def test_published_figure_is_that_of_the_data_set(name, attribute):
     variant = get_variant("res2net50_14w_8s")
     model = Res2Net(variant.arch, name=variant.name)
     assert published(model, imagenet_like(name)) == getattr(variant, attribute)
+
+
+@pytest.mark.parametrize(
+    "count, subset, attribute",
+    [
+        (50_000, None, "imagenet"),
+        (50_889, None, "imagenet_sketch"),
+        (7_500, IMAGENET_A, "imagenet_a"),
+        (30_000, IMAGENET_R, "imagenet_r"),
+        (49_999, None, None),
+        (3_925, None, None),  # ten of the classes, as Imagenette has them
+        (50_000, IMAGENET_A, None),
+    ],
+)
+def test_a_folder_is_known_by_the_number_of_its_pictures(count, subset, attribute):
+    variant = get_variant("res2net50_14w_8s")
+    model = Res2Net(variant.arch, name=variant.name)
+    folder = imagenet_like("folder:pictures", "all", count=count, class_subset=subset)
+    expected = getattr(variant, attribute) if attribute else None
+    assert published(model, folder) == expected
+    told = summary("mine", model, folder, variant.preprocessing, count, Accuracy(70.0, 90.0))
+    assert ("published" in told and "difference" in told) == (attribute is not None)
+    if attribute == "imagenet":
+        assert re.search(r"published +78\.142 +93\.852\ndifference +-8\.142 +-3\.852", told), told
 
 
 def test_no_published_figure_for_anything_else():
@@ -201,6 +225,19 @@ def test_no_published_figure_for_anything_else():
     assert published(Res2Net(variant.arch), imagenet_like("imagenet2012")) is None
 
 
+@pytest.mark.parametrize(
+    "dataset, split, name",
+    [
+        ("imagenet2012", "validation", "results-imagenet2012.csv"),
+        ("imagenet2012", "validation[:1000]", "results-imagenet2012-validation-1000.csv"),
+        ("imagenet_v2/matched-frequency", "test", "results-imagenet-v2-matched-frequency-test.csv"),
+        ("folder:/data/My Pictures", "train", "results-folder-data-my-pictures-train.csv"),
+    ],
+)
+def test_each_data_set_and_split_has_a_table_of_its_own(dataset, split, name):
+    assert default_table(dataset, split) == name
+
+
 def test_row_and_summary_of_a_whole_model(checkpoint_folder, tmp_path):
     synsets = list(imagenet_synsets())
     for label in (3, 8):
@@ -211,7 +248,7 @@ def test_row_and_summary_of_a_whole_model(checkpoint_folder, tmp_path):
         arguments = ("--model", checkpoint_folder, "--dataset", f"folder:{tmp_path / 'set'}", "--csv", table)
         code, out, err = finish(run(*arguments, "--batch-size", 2, cwd=tmp_path))
         assert code == 0, err
-    assert re.search(r"measured +\d+\.\d{3} +\d+\.\d{3}\npublished +77\.528 +93\.562\ndifference +[+-]", out)
+    assert re.search(r"measured +\d+\.\d{3} +\d+\.\d{3}\nAdded to ", out), "two pictures are not ImageNet"
     lines = table.read_text().splitlines()
     assert lines[0] == "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation"
     assert lines[1] == lines[2] and len(lines) == 3
@@ -296,7 +333,8 @@ def test_no_labels_at_all(digits_folder):
             return {"image": np.zeros((8, 8, 1), np.uint8), "label": ()}
 
     dataset = Dataset("unlabelled", "validation", Source(), 10, multi_label=True, in_chans=1)
-    setting = known_setting(str(digits_folder))
+    model = res2net_jax.load(digits_folder)
+    setting = preprocessing_of(model)
     with pytest.raises(ValueError, match=r"no example of unlabelled\[validation\] has a label"):
-        evaluate(res2net_jax.load(digits_folder), dataset, setting, batch_size=2)
+        evaluate(model, dataset, setting, batch_size=2)
     assert len(list(eval_batches(dataset, preprocessing=setting, batch_size=2))) == 2

@@ -17,8 +17,10 @@ import res2net_jax
 from train import imagenet
 from train.config import RECIPES, Config, parse
 from train.data import Augment
+from train.datasets import Dataset
 from train.report import read_rows
 from train.signals import StopRequest
+from train.start import build_model
 
 from .conftest import ROOT, arrays
 
@@ -160,8 +162,8 @@ def test_a_frozen_backbone_is_used_as_in_evaluation(pretrained):
 
 def test_the_classifier_is_kept_for_the_same_classes_alone(pretrained, tmp_path):
     def classifier(names, seed):
-        dataset = imagenet.Dataset("set", "train", [], len(names), class_names=names)
-        model = imagenet.build_model(finetune(pretrained, tmp_path, tmp_path, seed=seed), dataset)
+        dataset = Dataset("set", "train", [], len(names), class_names=names)
+        model = build_model(finetune(pretrained, tmp_path, tmp_path, seed=seed), dataset)
         assert model.class_names == names
         return np.asarray(model.fc.kernel[...])
 

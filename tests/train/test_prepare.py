@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -246,14 +245,29 @@ def test_a_broken_tar_leaves_nothing(tars, tmp_path):
 
 def test_a_killed_preparation_can_be_done_again(tars, tmp_path):
     arguments = ("--manual-dir", str(tars), "--data-dir", str(tmp_path))
+    # It stops where the examples of the second split would be written, for the kill to hit it there.
+    program = """
+import sys, time
+from train import prepare
+prepare.os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+from tensorflow_datasets.core import split_builder
+build = split_builder.SplitBuilder.submit_split_generation
+def hold(self, split_name, *args, **options):
+    if split_name == "validation":
+        print("half", flush=True)
+        time.sleep(600)
+    return build(self, split_name, *args, **options)
+split_builder.SplitBuilder.submit_split_generation = hold
+prepare.run(sys.argv[1:])
+"""
     process = subprocess.Popen(
-        [sys.executable, "-m", "train.prepare", *arguments],
+        [sys.executable, "-c", program, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
     )
-    while process.poll() is None and not list(tmp_path.glob("imagenet2012/*incomplete*")):
-        time.sleep(0.002)
+    assert any(line == "half\n" for line in process.stdout)
     process.kill()
     process.wait()
     (leftover,) = (tmp_path / "imagenet2012").iterdir()

@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,11 +59,11 @@ def stopped(together, kind, seconds):
         # To one of them only; the others learn of it.
         first = random.choice(together)
         first.send_signal(kind)
-        if first.wait(120) == -kind:
+        if first.wait(300) == -kind:
             # It had yet to import; then no handler was there, and the others wait for it.
             for process in together:
                 process.kill()
-    codes = {process.wait(120) for process in together}
+    codes = {process.wait(300) for process in together}
     assert codes <= ({0, -9} if kind == signal.SIGKILL else {0, 143, -9, -15}), codes
     return codes != {0}
 
@@ -98,21 +99,26 @@ def test_twenty_random_moments(launch, reference, tmp_path, kind, processes):
     check_random_moments(launch, reference, tmp_path, kind, processes, 20)
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)
 
 
+def go_on(log):
+    """Ends the wait of a run that was launched with HOLD; a signal that was sent before has arrived by then."""
+    Path(f"{log}.go").touch()
+
+
 def test_sigterm_during_an_evaluation_saves_at_once_and_evaluates_again(launch, reference, tmp_path):
     output = tmp_path / "run"
     log = tmp_path / "run.log"
-    (process,) = launch(output, *SWITCHES, EVALUATION_PAUSE="0.5")
-    wait_for(lambda: log.exists() and "evaluation" in log.read_text(), process)
-    wait_for(lambda: "evaluated" in log.read_text(), process)
+    (process,) = launch(output, *SWITCHES, HOLD="evaluated")
+    wait_for(lambda: log.exists() and "evaluated" in log.read_text(), process)
     process.terminate()
-    assert process.wait(60) == 143, printed(output)
+    go_on(log)
+    assert process.wait(300) == 143, printed(output)
     # Twelve batches make an evaluation.
     assert log.read_text().count("evaluated") < 6
     assert steps(output)[-1] == 45
@@ -125,12 +131,13 @@ def test_sigterm_during_an_evaluation_saves_at_once_and_evaluates_again(launch, 
 
 def test_sigterm_during_the_compilation_saves_after_it(launch, reference, tmp_path):
     output = tmp_path / "run"
-    (process,) = launch(output, *SWITCHES, cache=False)
-    wait_for(lambda: "the first step compiles" in printed(output), process)
-    time.sleep(1)
-    assert not steps(output)
+    # It compiles between the first step's batch and the second's.
+    (process,) = launch(output, *SWITCHES, cache=False, HOLD="step 2 ")
+    log = tmp_path / "run.log"
+    wait_for(lambda: log.exists() and "step 1 " in log.read_text(), process)
     process.terminate()
-    assert process.wait(120) == 143, printed(output)
+    go_on(log)
+    assert process.wait(300) == 143, printed(output)
     # The flag goes with step 2, and is read while step 3 runs.
     assert steps(output)[-1] <= 3
     for process in launch(output, *SWITCHES):
@@ -140,11 +147,14 @@ def test_sigterm_during_the_compilation_saves_after_it(launch, reference, tmp_pa
 
 def test_ctrl_c_saves_too(launch, tmp_path):
     output = tmp_path / "run"
-    (process,) = launch(output, *SWITCHES)
-    wait_for(lambda: "step 10/" in printed(output), process)
+    (process,) = launch(output, *SWITCHES, HOLD="step 15 ")
+    log = tmp_path / "run.log"
+    wait_for(lambda: log.exists() and "step 15 " in log.read_text(), process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130, printed(output)
-    assert 10 <= steps(output)[-1] < 90
+    go_on(log)
+    assert process.wait(300) == 130, printed(output)
+    # The flag goes with step 15, and is read while step 16 runs.
+    assert steps(output)[-1] == 16
     assert "the same command goes on from here" in printed(output)
 
 

@@ -1,0 +1,98 @@
+"""What a run starts from: its two data sets, its model and its evaluation transform, each fit for the others."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import res2net_jax
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import VARIANTS, Preprocessing
+from train.config import Config
+from train.datasets import Dataset, open_dataset
+
+
+def open_splits(config: Config) -> tuple[Dataset, Dataset]:
+    """What to train and what to evaluate on.
+
+    Raises:
+        ValueError: They do not fit each other, or are the same pictures.
+        FileNotFoundError: There is no such data.
+    """
+    train_set = open_dataset(config.dataset, config.train_split, data_dir=config.data_dir)
+    eval_set = open_dataset(config.dataset, config.eval_split, data_dir=config.data_dir)
+    if eval_set.multi_label:
+        raise ValueError(f"{eval_set.name} has several labels an example; python -m train.evaluate handles it")
+    if train_set.num_classes != eval_set.num_classes or train_set.in_chans != eval_set.in_chans:
+        raise ValueError(f"{train_set.name}: {train_set.split} and {eval_set.split} differ in classes or channels")
+    if train_set.split == eval_set.split:
+        raise ValueError(
+            f"{train_set.name} would be trained and evaluated on the same pictures ({train_set.split}); divide "
+            "a folder into the sub-folders train and val, or name two parts of a TFDS set: "
+            '--train-split "train[:90%]" --eval-split "train[90%:]"'
+        )
+    return train_set, eval_set
+
+
+def build_model(config: Config, dataset: Dataset) -> Res2Net:
+    """The model to train, fresh or (``config.pretrained``) trained; its classifier is kept for the same classes."""
+    options = {
+        "in_chans": dataset.in_chans,
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.promote_types(config.dtype, jnp.float32),
+        **config.arch,
+    }
+    if config.pretrained:
+        model = res2net_jax.load(config.model, **options)
+        if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
+            model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
+        return model
+    options |= {"num_classes": dataset.num_classes, "zero_init_last": config.zero_init_last}
+    model = res2net_jax.create(config.model, rngs=config.seed, **options)
+    model.class_names = dataset.class_names
+    return model
+
+
+def preprocessing(config: Config, model: Res2Net) -> Preprocessing:
+    """How evaluation images are made: as for the weights the run began with, or as published, at ``config.size``."""
+    setting = preprocessing_of(model)
+    if model.in_chans != len(setting.mean):  # grey images, say: the average of the RGB constants
+        means = {name: float(np.mean(getattr(setting, name))) for name in ("mean", "std")}
+        setting = dataclasses.replace(setting, **{name: (mean,) * model.in_chans for name, mean in means.items()})
+    return dataclasses.replace(setting, size=config.size, crop_pct=config.eval_crop_pct or setting.crop_pct)
+
+
+def preprocessing_of(model: Res2Net) -> Preprocessing:
+    """The evaluation transform that the model's weights are for, else that of its variant, else the usual one."""
+    variant = VARIANTS.get(model.name)
+    return model.preprocessing or (variant.preprocessing if variant else Preprocessing())
+
+
+def require_divisible(config: Config) -> None:
+    """ValueError unless the batches can be spread evenly over all devices."""
+    devices = jax.device_count()
+    for name in ("batch_size", "eval_batch_size"):
+        size = getattr(config, name)
+        if size is not None and size % devices:
+            raise ValueError(
+                f"{name} {size} cannot be spread evenly over {devices} devices; "
+                f"the nearest that can are {max(1, size // devices) * devices} and {(size // devices + 1) * devices}"
+            )
+    part = config.batch_size // config.accumulate
+    if part % devices:
+        raise ValueError(
+            f"accumulate {config.accumulate} leaves {part} images at once, not a multiple of the {devices} devices"
+        )
+
+
+def introduction(
+    config: Config, model: Res2Net, train_set: Dataset, eval_set: Dataset, steps_per_epoch: int, done: int, total: int
+) -> str:
+    """The config and what is made of it, for the beginning of a run's output."""
+    lines = [f"  {name:17} {value}" for name, value in dataclasses.asdict(config).items()]
+    lines.append(f"{model.name} on {train_set.name}: {len(train_set):,} pictures, {steps_per_epoch:,} steps an epoch")
+    lines.append(f"evaluated on {eval_set.name}[{eval_set.split}]: {len(eval_set):,} pictures")
+    lines.append(f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)")
+    lines.append(f"{'Resuming' if done else 'Starting'} at step {done} of {total}; the first step compiles.")
+    return "\n".join(lines)
