@@ -6,7 +6,6 @@ import http.client
 import os
 import re
 import shutil
-import socket
 import sys
 import time
 import urllib.error
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from porting import hashing
 from res2net_jax import files
+from res2net_jax.sharing import require_host
 
 ATTEMPTS = 4
 TIMEOUT = 30  # seconds without a byte
@@ -77,7 +77,7 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
 
     try:
         if huggingface_hub.try_to_load_from_cache(repo, file, revision=revision) is None:
-            require_host(repo, huggingface_hub.constants.ENDPOINT)
+            require_host(repo)
         path = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     except errors.LocalEntryNotFoundError as error:
         raise ConnectionError(f"cannot reach the hub for {repo}, and its cache does not have it") from error
@@ -90,16 +90,6 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
         path.resolve().unlink()
         raise ValueError(f"{repo} came damaged from the hub (wrong SHA-256); it was removed, try again")
     return path
-
-
-def require_host(repo, endpoint):
-    """ConnectionError at once if the hub is unknown here, where its client would try for half a minute."""
-    if not urllib.request.getproxies():
-        host = urllib.parse.urlsplit(endpoint).hostname
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as error:
-            raise ConnectionError(f"cannot reach the hub for {repo} ({host}: {error.strerror})") from error
 
 
 def _download(url, part):

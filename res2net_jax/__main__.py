@@ -2,6 +2,7 @@
 
 import tyro
 
+from res2net_jax.backend import use_compilation_cache
 from res2net_jax.command_line import main
 from res2net_jax.commands import explain, export, features, models, predict, push
 
@@ -36,4 +37,5 @@ def command(arguments: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
+    use_compilation_cache()
     main(command)

@@ -53,6 +53,11 @@ def cost(model: Res2Net, height: int = 224, width: int = 224) -> Cost:
     return Cost(macs // 2, flops // 2)
 
 
+def count_parameters(model: Res2Net) -> int:
+    """Values that training changes: all arrays but the running statistics."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
 def _equations(jaxpr) -> Iterator:
     for equation in jaxpr.eqns:
         inner = [value for value in equation.params.values() if hasattr(value, "jaxpr")]

@@ -1,6 +1,5 @@
 """A trained model for inference alone: BatchNorm folded into the convolutions, compiled for its backend."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -28,7 +27,7 @@ def fuse(model: Res2Net) -> Res2Net:
     _require_eval(model)
     fused = nnx.merge(*nnx.split(model))
     pairs = _foldable(fused)
-    folded = _fold([_weights(conv, bn) for conv, bn in pairs], eps=BatchNorm.eps)
+    folded = _fold([_weights(conv, bn) for conv, bn in pairs])
     for (conv, bn), (kernel, bias) in zip(pairs, folded):
         conv.kernel = nnx.Param(kernel)
         conv.bias = nnx.data(nnx.Param(bias))
@@ -88,12 +87,12 @@ def _weights(conv, bn):
     return conv.kernel[...], bias, bn.scale[...], bn.bias[...], bn.mean[...], bn.var[...]
 
 
-@functools.partial(jax.jit, static_argnames="eps")
-def _fold(layers, eps):
+@jax.jit
+def _fold(layers):
     """(kernel, bias) of convolutions that do their BatchNorm's work; all in one program, for it starts faster."""
     folded = []
     for kernel, bias, bn_scale, bn_bias, mean, var in layers:
-        scale = bn_scale * lax.rsqrt(var + eps)
+        scale = bn_scale * lax.rsqrt(var + BatchNorm.eps)
         shift = bn_bias - mean * scale + (0 if bias is None else bias * scale)
         folded.append(((kernel * scale).astype(kernel.dtype), shift.astype(kernel.dtype)))
     return folded

@@ -4,9 +4,8 @@ import dataclasses
 from typing import Any
 
 from res2net_jax.checkpoint import abstract_model
-from res2net_jax.cost import cost
+from res2net_jax.cost import cost, count_parameters
 from res2net_jax.inference import known_setting
-from res2net_jax.init import variables
 from res2net_jax.variants import VARIANTS, Preprocessing, Variant
 
 PAPER = "https://arxiv.org/abs/1904.01169"
@@ -130,7 +129,6 @@ def _what(model, metadata):
 def _figures(model):
     size = (known_setting(model) or Preprocessing()).size
     price = cost(model, size, size)
-    parameters = sum(leaf.size for path, leaf in variables(model).items() if not path.endswith((".mean", ".var")))
     changed = [
         f"{field} = {value!r}"
         for field, value in dataclasses.asdict(model.arch).items()
@@ -139,7 +137,7 @@ def _figures(model):
     lines = [
         "| | |",
         "|---|--:|",
-        f"| parameters | {parameters:,} |",
+        f"| parameters | {count_parameters(model):,} |",
         f"| multiply-adds | {price.macs:,} |",
         f"| images | {size}x{size} |",
     ]

@@ -5,7 +5,10 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +70,7 @@ def push_to_hub(
     address = f"hf://{repo_id}" + (f"@{revision}" if revision else "")
     with tempfile.TemporaryDirectory(prefix="res2net_jax-") as folder, _plain_errors(repo_id, "write"):
         _write(model, metadata, Path(folder), address, license)
-        _require_host(repo_id)
+        require_host(repo_id)
         api = huggingface_hub.HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
@@ -101,7 +104,7 @@ def fetch(address: str, cache_dir: str | os.PathLike | None = None) -> Path:
     repo, revision = match["repo"], match["revision"]
     with _plain_errors(repo, "read", revision):
         try:
-            _require_host(repo)
+            require_host(repo)
             offline = False
         except ConnectionError:
             offline = True
@@ -119,6 +122,18 @@ def fetch(address: str, cache_dir: str | os.PathLike | None = None) -> Path:
             f"its variant's name and source={repo!r}"
         )
     return folder
+
+
+def require_host(repo: str) -> None:
+    """ConnectionError at once if the hub is unknown here, where its client would try for half a minute."""
+    from huggingface_hub import constants
+
+    if not urllib.request.getproxies():
+        host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            raise ConnectionError(f"cannot reach the hub for {repo} ({host}: {error.strerror})") from error
 
 
 def _described(model):
@@ -230,11 +245,3 @@ def _status(error):
 
 def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _require_host(repo):
-    from huggingface_hub import constants
-
-    from porting.download import require_host
-
-    require_host(repo, constants.ENDPOINT)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 import res2net_jax
 from res2net_jax import command_line
 from res2net_jax.backend import compiler_options
+from res2net_jax.cost import count_parameters
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Accuracy, Preprocessing
 from train import devices, imagenet_subsets, metrics
@@ -230,8 +231,7 @@ def summary(title: str, model: Res2Net, dataset: Dataset, setting: Preprocessing
 
 def table_row(title: str, model: Res2Net, setting: Preprocessing, result: Accuracy) -> dict[str, str]:
     """A row of timm's result tables: accuracies in per cent, parameters in millions."""
-    _, parameters, _ = nnx.split(model, nnx.Param, ...)
-    millions = sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6
+    millions = count_parameters(model) / 1e6
     cells = (
         title,
         f"{result.top1:.3f}",

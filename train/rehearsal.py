@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from res2net_jax.init import variables
+from res2net_jax.cost import count_parameters
 from res2net_jax.model import Res2Net
 from train.config import Config
 from train.data import train_batches
@@ -40,8 +40,7 @@ def dry_run(
     memory = train_step.lower(state, batch).compile().memory_analysis()
     if jax.process_index() > 0:
         return
-    parameters = sum(leaf.size for leaf in variables(model).values() if leaf.type.__name__ == "Param")
-    print(f"model          {model.name}, {parameters:,} parameters, {model.num_classes} classes")
+    print(f"model          {model.name}, {count_parameters(model):,} parameters, {model.num_classes} classes")
     print(f"data           {dataset.name}[{dataset.split}], {len(dataset):,} pictures")
     print(f"steps          {steps_per_epoch:,} an epoch, {config.epochs * steps_per_epoch:,} in {config.epochs} epochs")
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)"

@@ -17,7 +17,7 @@ from res2net_jax import explanation, files, hub
 from res2net_jax.arch import natural
 from res2net_jax.commands.batches import Pictures, stack
 from res2net_jax.commands.inputs import below, find_pictures
-from res2net_jax.commands.options import Folder, Inputs, Model, Text
+from res2net_jax.commands.options import BatchSize, CacheFolder, CheckHash, Inputs, Model, Source, Text
 from res2net_jax.decoding import WORKERS, uninterrupted
 from res2net_jax.fusion import compile
 from res2net_jax.inference import class_names, picture_setting
@@ -38,10 +38,10 @@ def explain(
     alpha: float = 0.6,
     force: bool = False,
     strict: bool = False,
-    batch_size: int = 32,
-    source: Text = None,
-    check_hash: bool = True,
-    cache_dir: Folder = None,
+    batch_size: BatchSize = 32,
+    source: Source = None,
+    check_hash: CheckHash = True,
+    cache_dir: CacheFolder = None,
 ) -> int:
     """python -m res2net_jax explain res2net50d photo.jpg holidays/ --output maps --class tabby
 
@@ -53,8 +53,6 @@ def explain(
     interrupted.
 
     Args:
-        model: A name, a checkpoint folder, or hf://user/name.
-        inputs: Pictures, folders, wildcards in quotes, or - for a list on standard input.
         output: Where the PNGs go; in sub-folders as the pictures are.
         class_: A class's name or index; by default the likeliest of each picture.
         stage: act1 (the stem) or layer1 to layer4; by default the last.
@@ -62,10 +60,6 @@ def explain(
         alpha: Weight of the map over the picture, from 0 to 1.
         force: Replace PNGs that exist.
         strict: Exit with 1 if a picture was left out.
-        batch_size: Pictures to run at a time.
-        source: For a name, where to take its weights from instead of the release.
-        check_hash: Take a source whose SHA-256 does not begin as its file name says.
-        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
     natural("--batch-size", batch_size, least=1)
     check_alpha(alpha)

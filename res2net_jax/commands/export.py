@@ -7,7 +7,7 @@ import tyro
 
 from res2net_jax import files, formats, hub
 from res2net_jax.commands.models import parse_size
-from res2net_jax.commands.options import Folder, Model, Text
+from res2net_jax.commands.options import CacheFolder, CheckHash, Model, Source, Text
 
 
 def export(
@@ -18,9 +18,9 @@ def export(
     uint8: bool = False,
     weights_beside: bool = False,
     force: bool = False,
-    source: Text = None,
-    check_hash: bool = True,
-    cache_dir: Folder = None,
+    source: Source = None,
+    check_hash: CheckHash = True,
+    cache_dir: CacheFolder = None,
 ) -> None:
     """python -m res2net_jax export res2net50d model.onnx --uint8
 
@@ -28,16 +28,12 @@ def export(
     something else.
 
     Args:
-        model: A name, a checkpoint folder, or hf://user/name.
         file: FILE.stablehlo (JAX on cpu, cuda and tpu), FILE.onnx, or FILE.pth and FILE.safetensors for timm.
         dtype: Computation type of a .stablehlo, by default float32.
         size: Height x width of the images, by default those of the model's evaluation.
         uint8: Take pictures in uint8 and normalise them inside.
         weights_beside: Keep the weights of a .stablehlo in FILE.weights.safetensors.
         force: Replace a file that exists.
-        source: For a name, where to take its weights from instead of the release.
-        check_hash: Take a source whose SHA-256 does not begin as its file name says.
-        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
     options = {"dtype": dtype, "size": parse_size(size) if size else None, "uint8": uint8}
     formats.check_format(file)

@@ -9,7 +9,7 @@ import tyro
 
 from res2net_jax import extraction, hub
 from res2net_jax.commands.inputs import find_pictures
-from res2net_jax.commands.options import Folder, Inputs, Model, Text
+from res2net_jax.commands.options import BatchSize, CacheFolder, CheckHash, Inputs, Model, Source, Text
 from res2net_jax.feature_file import check_target
 
 
@@ -22,10 +22,10 @@ def features(
     json: bool = False,
     force: bool = False,
     strict: bool = False,
-    batch_size: int = 32,
-    source: Text = None,
-    check_hash: bool = True,
-    cache_dir: Folder = None,
+    batch_size: BatchSize = 32,
+    source: Source = None,
+    check_hash: CheckHash = True,
+    cache_dir: CacheFolder = None,
 ) -> int:
     """python -m res2net_jax features res2net50d holidays/ --output holidays.npy
 
@@ -35,18 +35,12 @@ def features(
     Exit code: 0 done; 1 with --strict, if a picture cannot be read; 2 a mistake; 130 interrupted.
 
     Args:
-        model: A name, a checkpoint folder, or hf://user/name.
-        inputs: Pictures, folders, wildcards in quotes, or - for a list on standard input.
         output: FILE.npy, with FILE.json beside it that names the pictures; or FILE.npz, which holds both.
         stage: act1 (the stem) or layer1 to layer4; by default what the classifier sees.
         maps: Whole maps instead of pooled ones.
         json: Print the file and the pictures that cannot be read as an object.
         force: Replace a file that exists, and start anew where other pictures or settings were begun.
         strict: Exit with 1 if a picture cannot be read.
-        batch_size: Pictures to run at a time.
-        source: For a name, where to take its weights from instead of the release.
-        check_hash: Take a source whose SHA-256 does not begin as its file name says.
-        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
     pictures = find_pictures(inputs)
     check_target(output, force)

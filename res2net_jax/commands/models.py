@@ -11,8 +11,8 @@ import tyro
 from res2net_jax import checkpoint, hub
 from res2net_jax.arch import Arch
 from res2net_jax.command_line import table
-from res2net_jax.commands.options import Folder, Model
-from res2net_jax.cost import cost
+from res2net_jax.commands.options import CacheFolder, Model
+from res2net_jax.cost import cost, count_parameters
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
 
@@ -40,16 +40,14 @@ def list_(pattern: Annotated[str, tyro.conf.Positional] = "*", json: bool = Fals
     print(table(rows))
 
 
-def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: Folder = None) -> None:
+def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: CacheFolder = None) -> None:
     """python -m res2net_jax info res2net50_26w_4s --size 224x285
 
     Shows a model: architecture, cost, published results, and the certificate of its checkpoint.
 
     Args:
-        model: A name, a checkpoint folder, or hf://user/name.
         size: Height x width of the images whose cost is shown.
         json: Print an object instead.
-        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
     height, width = parse_size(size)
     if hub.is_folder(model):
@@ -92,22 +90,18 @@ def _as_json(model, height, width, variant, folder, metadata):
         "num_classes": model.num_classes,
         "in_chans": model.in_chans,
         "arch": dataclasses.asdict(model.arch),
-        "params": _parameters(model),
+        "params": count_parameters(model),
         "cost": {"height": height, "width": width, "macs": price.macs, "flops": price.flops},
         "published": None if variant is None else dataclasses.asdict(variant),
         "checkpoint": None if metadata is None else {"folder": str(folder), **metadata},
     }
 
 
-def _parameters(model: Res2Net) -> int:
-    return sum(leaf.size for path, leaf in checkpoint.arrays(model).items() if not path.endswith((".mean", ".var")))
-
-
 def _print_model(model: Res2Net, height: int, width: int) -> None:
     price = cost(model.eval(), height, width)
     print(f"{model.name}: {model.num_classes} classes, {model.in_chans} channels in")
     print("  " + ", ".join(f"{field.name} {getattr(model.arch, field.name)!r}" for field in dataclasses.fields(Arch)))
-    print(f"  parameters      {_parameters(model):,}")
+    print(f"  parameters      {count_parameters(model):,}")
     print(f"  multiply-adds   {price.macs:,} at {height}x{width} (convolutions and classifier)")
     print(f"  FLOPs           {price.flops:,} at {height}x{width} (the model index's convention)")
 

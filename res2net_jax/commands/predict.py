@@ -11,7 +11,7 @@ from res2net_jax.arch import natural
 from res2net_jax.commands import outputs, report
 from res2net_jax.commands.batches import Pictures, stack
 from res2net_jax.commands.inputs import below, find_pictures
-from res2net_jax.commands.options import Folder, Inputs, Model, OutputFile, Text
+from res2net_jax.commands.options import BatchSize, CacheFolder, CheckHash, Inputs, Model, OutputFile, Source
 from res2net_jax.decoding import uninterrupted
 from res2net_jax.fusion import compile
 from res2net_jax.inference import class_names, likeliest, picture_setting
@@ -30,10 +30,10 @@ def predict(
     explain: bool = False,
     force: bool = False,
     strict: bool = False,
-    batch_size: int = 32,
-    source: Text = None,
-    check_hash: bool = True,
-    cache_dir: Folder = None,
+    batch_size: BatchSize = 32,
+    source: Source = None,
+    check_hash: CheckHash = True,
+    cache_dir: CacheFolder = None,
 ) -> int:
     """python -m res2net_jax predict res2net50d photo.jpg holidays/ --html report.html
 
@@ -43,8 +43,6 @@ def predict(
     interrupted.
 
     Args:
-        model: A name, a checkpoint folder, or hf://user/name.
-        inputs: Pictures, folders, wildcards in quotes, or - for a list on standard input.
         top_k: Classes to show.
         csv: Write a row per picture and class; - for standard output.
         json_lines: Write an object per picture and line; - for standard output.
@@ -53,10 +51,6 @@ def predict(
         explain: In the page, also show where the evidence for the likeliest class is (Grad-CAM).
         force: Replace outputs that exist.
         strict: Exit with 1 if a picture was left out.
-        batch_size: Pictures to run at a time.
-        source: For a name, where to take its weights from instead of the release.
-        check_hash: Take a source whose SHA-256 does not begin as its file name says.
-        cache_dir: Cache folder, by default $RES2NET_JAX_HOME or the platform's own.
     """
     natural("--top-k", top_k, least=1)
     natural("--batch-size", batch_size, least=1)

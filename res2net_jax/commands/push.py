@@ -21,7 +21,6 @@ def push(
     anybody. Log in first: hf auth login, or $HF_TOKEN.
 
     Args:
-        model: A name or a checkpoint folder.
         repo: The repository, made if need be.
         license: Of the weights, as the hub names it. The released weights keep their own.
         private: Make a new repository for your eyes only.
