@@ -1,9 +1,5 @@
 """Pools and anti-aliasing, each equal to its torch or timm namesake; maps are NHWC."""
 
-import functools
-import itertools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,34 +7,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(x: Float[Array, "b h w c"], stride: int = 2) -> Float[Array, "b h2 w2 c"]:
     """torch.nn.MaxPool2d(3, stride, padding=1); of equal values in a window the first one has the gradient."""
+    # With XLA's own gradient. One that compares the entries of a window with their maximum is faster on a CPU, and
+    # wrong: each fusion computes x anew and may round it differently, so that no entry equals the maximum.
     pads = ((0, 0), (1, 1), (1, 1), (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
-
-
-@max_pool.defjvp
-def _max_pool_jvp(stride, primals, tangents):
-    # Transposed, this is one elementwise pass. On a CPU XLA's select-and-scatter carries the four indices of every
-    # maximum along, and takes nearly three times as long.
-    (x,), (x_dot,) = primals, tangents
-    out = max_pool(x, stride)
-    out_dot, found = jnp.zeros_like(out), jnp.zeros(out.shape, bool)
-    entries = zip(_window_entries(x, stride, -jnp.inf), _window_entries(x_dot, stride, 0))
-    for entry, entry_dot in entries:
-        first = (entry == out) & ~found
-        found |= first
-        out_dot += jnp.where(first, entry_dot, 0)
-    return out, out_dot
-
-
-def _window_entries(x, stride, outside):
-    """The nine entries of every 3x3 window, row by row: each of shape [b, h2, w2, c]."""
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=outside)
-    rows, columns = (slice(0, size - 2, stride) for size in padded.shape[1:3])
-    for i, j in itertools.product(range(3), range(3)):
-        yield padded[:, i:, j:][:, rows, columns]
 
 
 def dense_max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
