@@ -134,7 +134,9 @@ def _as_asked(model, features_only, out_indices):
 def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True) -> Path:
     """The folder of ``name``'s checkpoint in the cache, ported now if it is not there yet."""
     folder = cache_folder(name, source, cache_dir)
-    if checkpoint.is_checkpoint(folder):
+    # A writer that was killed after the checkpoint had got its name left its temporary folder.
+    to_clear = files.has_leftovers(folder) and os.access(folder.parent, os.W_OK)
+    if checkpoint.is_checkpoint(folder) and not to_clear:
         return folder
     if jax.process_count() > 1:
         _cached_by_a_child(name, source, cache_dir, check_hash)
