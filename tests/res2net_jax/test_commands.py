@@ -270,7 +270,10 @@ def test_a_reader_that_leaves_early(folder, photos):
 
 
 def test_ctrl_c_ends_without_a_word_and_leaves_nothing(folder, photos, tmp_path):
-    process = start("predict", folder, *(photos * 500), "--json-lines", "-", "--html", tmp_path / "page.html")
+    # Whoever runs the tests in the background has them ignore Ctrl-C, which a child would inherit.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    outputs = "--json-lines", "-", "--html", tmp_path / "page.html"
+    process = start("predict", folder, *(photos * 500), *outputs, **heeding)
     assert str(photos[0]) in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
