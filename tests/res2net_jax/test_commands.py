@@ -271,9 +271,9 @@ def test_a_reader_that_leaves_early(folder, photos):
 
 def test_ctrl_c_ends_without_a_word_and_leaves_nothing(folder, photos, tmp_path):
     # Whoever runs the tests in the background has them ignore Ctrl-C, which a child would inherit.
-    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     outputs = "--json-lines", "-", "--html", tmp_path / "page.html"
-    process = start("predict", folder, *(photos * 500), *outputs, **heeding)
+    process = start("predict", folder, *(photos * 500), *outputs, before=[sys.executable, "-c", heed])
     assert str(photos[0]) in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
