@@ -9,6 +9,7 @@ import tyro
 from porting.export import export
 from porting.parity import TOLERANCE, worst
 from porting.release import port
+from res2net_jax.backend import use_compilation_cache
 from res2net_jax.checkpoint import read_metadata
 from res2net_jax.command_line import main, table
 from res2net_jax.variants import VARIANTS
@@ -96,4 +97,5 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_compilation_cache()
     main(command)

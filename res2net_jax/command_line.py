@@ -25,10 +25,11 @@ def main(command: Callable[[list[str]], int | None]) -> None:
         _silence_stdout()
     except KeyboardInterrupt:
         sys.exit(130)
-    except EXPECTED as error:
-        if debug:
+    except Exception as error:
+        full = isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED")
+        if debug or not (full or isinstance(error, EXPECTED)):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_out_of_memory(error) if full else error}", file=sys.stderr)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.exit(2)
@@ -37,6 +38,14 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     else:
         if code:
             sys.exit(code)
+
+
+def _out_of_memory(error):
+    reason = str(error).strip().partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    return (
+        f"not enough memory ({reason or 'the system gave none'}); a smaller --batch-size needs less, in training also "
+        "--accumulate, --remat and --dtype bfloat16"
+    )
 
 
 def _silence_stdout():

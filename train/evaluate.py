@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import res2net_jax
 from res2net_jax import command_line
-from res2net_jax.backend import compiler_options
+from res2net_jax.backend import compiler_options, use_compilation_cache
 from res2net_jax.cost import count_parameters
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Accuracy, Preprocessing
@@ -247,4 +247,5 @@ def table_row(title: str, model: Res2Net, setting: Preprocessing, result: Accura
 
 
 if __name__ == "__main__":
+    use_compilation_cache()
     command_line.main(run)

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from res2net_jax import command_line
-from res2net_jax.backend import compiler_options
+from res2net_jax.backend import compiler_options, use_compilation_cache
 from train import devices, rehearsal
 from train.checkpoints import Checkpoints, NotSaved
 from train.config import Config, parse, write_json
@@ -27,7 +27,7 @@ from train.duplicates import warn_of_duplicates
 from train.mistakes import draw_mistakes
 from train.report import Report
 from train.signals import StopRequest
-from train.start import build_model, introduction, open_splits, preprocessing, require_divisible
+from train.start import build_model, claim, introduction, open_splits, preprocessing, require_divisible
 from train.step import evaluated, init_state, make_eval_step, make_train_step, zero_sums
 
 DIVERGED, NOT_SAVED = 3, 4
@@ -95,6 +95,7 @@ def main(config: Config, stop: StopRequest) -> int:
         rehearsal.time_steps(config, state, train_step, place)
         return 0
     output = Path(config.output).expanduser()
+    claimed = devices.together(lambda: claim(output) if jax.process_index() == 0 else None)
     checkpoints = Checkpoints(output / "checkpoints", config, model, examples=len(train_set))
     restored = checkpoints.restore(state)
     state, evaluation = restored or (state, None)
@@ -188,6 +189,8 @@ def main(config: Config, stop: StopRequest) -> int:
         batches.close()
         checkpoints.close()
         report.close()
+        if claimed:
+            claimed.release()
 
 
 def run_evaluation(
@@ -249,4 +252,5 @@ def _fail(error, code):
 
 
 if __name__ == "__main__":
+    use_compilation_cache()
     command_line.main(command)

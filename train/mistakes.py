@@ -150,7 +150,7 @@ def _mistakes(names, dataset, preprocessing, answers):
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, index in zip(grid, shown):
         label, prediction = answers["label"][index], answers["prediction"][index]
-        file = _shorten(os.path.basename(dataset.source.name(int(index))), 26, end=True)
+        file = _shorten(os.path.basename(dataset.source.name(int(index))), 32, end=True)
         axes.imshow(_picture(dataset, preprocessing, int(index)), cmap="gray", vmin=0, vmax=255)
         axes.set_title(
             f"{_wrap(names[prediction])}\n{100 * answers['probability'][index]:.0f} %", color=_RED, fontsize=10, pad=4

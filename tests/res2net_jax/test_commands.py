@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -171,6 +172,16 @@ def test_mistakes_get_a_message_and_exit_code_2(run, folder, pictures, tmp_path,
 def test_debug_shows_the_traceback(run, folder):
     with pytest.raises(FileNotFoundError):
         run("predict", folder, "nowhere.jpg", "--debug")
+
+
+@pytest.mark.parametrize("allocate", [jnp.zeros, np.zeros])
+def test_more_memory_than_there_is(monkeypatch, capsys, allocate):
+    monkeypatch.setattr("sys.argv", ["res2net_jax"])
+    with pytest.raises(SystemExit) as exit:
+        command_line.main(lambda _: print(allocate((2**30, 2**20), np.float32)))
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: not enough memory (") and "a smaller --batch-size needs less" in error
 
 
 def test_explain_draws_the_maps_of_the_library(run, folder, pictures, tmp_path):

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
 
 import res2net_jax
+from train import start
 from train.config import RECIPES, parse
 from train.imagenet import main
 from train.pipeline import Batches
@@ -107,6 +109,20 @@ def test_a_resume_with_another_config_names_what_differs(tmp_path):
     assert "  momentum: the run has 0.9, this command 0.8" in lines
     after = arrays(tmp_path / "run")
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(start.claim, "__defaults__", (0.2,))
+    told = "another run is at work in .*; wait for it, or give another --output"
+    with filelock.FileLock(tmp_path / "run/.lock"), pytest.raises(ValueError, match=told):
+        train(small(tmp_path))
+    assert "waiting for it" in capsys.readouterr().out
+    assert not steps(tmp_path / "run")
+    assert train(small(tmp_path)) == 0
+    claim = start.claim(tmp_path / "run")  # a run that is done has let go
+    assert claim.is_locked
+    claim.release()
 
 
 @pytest.fixture
