@@ -6,7 +6,8 @@ the number of the next step, and a run may resume with other workers or processe
 """
 
 import dataclasses
-from typing import Any
+import importlib.util
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -37,7 +38,14 @@ class Augment:
     rand_augment: int | None = None
     """Magnitude of RandAugment, 0..30, 9 in its paper; None is none."""
 
+    resizer: Literal["pillow", "simd"] = "pillow"
+    """Pillow, or the faster cykooz.resizer, which is at most one grey level from it."""
+
     def __post_init__(self):
+        if self.resizer not in transforms.RESIZERS:
+            raise ValueError(f"resizer must be {' or '.join(transforms.RESIZERS)}; got {self.resizer!r}")
+        if self.resizer == "simd" and importlib.util.find_spec("cykooz_resizer") is None:
+            raise ValueError("resizer simd needs a package: pip install cykooz.resizer; pillow needs nothing more")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must be two rising numbers in (0, 1]; got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
@@ -193,7 +201,7 @@ class _TrainExample:
     def distort(self, picture, rng):
         augment, in_chans = self.augment, self.dataset.in_chans
         box = transforms.random_resized_crop_box(rng, *picture.size, augment.crop_scale, augment.crop_ratio)
-        picture = transforms.crop_and_resize(picture, box, self.size, self.interpolation, in_chans)
+        picture = transforms.crop_and_resize(picture, box, self.size, self.interpolation, in_chans, augment.resizer)
         if rng.uniform() < augment.flip:
             picture = transforms.horizontal_flip(picture)
         if augment.rand_augment is not None:
