@@ -34,7 +34,7 @@ def ours_inference(name: str, batch: int) -> Run:
 def timm_inference(name: str, batch: int, *, compiled: bool) -> Run:
     model, images, _ = _timm(name, batch)
     model.eval()
-    forward = torch.compile(model) if compiled else model
+    forward = _compile(model) if compiled else model
 
     @torch.inference_mode()
     def run():
@@ -82,7 +82,7 @@ def train_step(name: str, batch: int) -> tuple[jax.stages.Wrapped, list, tuple[j
 def timm_train(name: str, batch: int, *, compiled: bool) -> Run:
     model, images, labels = _timm(name, batch)
     model.train()
-    forward = torch.compile(model) if compiled else model
+    forward = _compile(model) if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     def run():
@@ -95,6 +95,12 @@ def timm_train(name: str, batch: int, *, compiled: bool) -> Run:
         _synchronise()
 
     return run
+
+
+def _compile(model):
+    # What torch compiled for another row would make it compile this one for any batch size, then not at all.
+    torch._dynamo.reset()
+    return torch.compile(model, dynamic=False)
 
 
 def _timm(name, batch):

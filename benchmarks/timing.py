@@ -10,12 +10,13 @@ import statistics
 import time
 from pathlib import Path
 
+import jax
 import tyro
 
 from benchmarks import peers, results, runners
 from res2net_jax.command_line import table
 
-MISSION = (
+MODELS = (
     "res2net50_26w_4s",
     "res2net50_26w_6s",
     "res2net50_26w_8s",
@@ -44,7 +45,7 @@ PACKAGES = ("jax", "flax", "torch", "timm", "zeromodels", "keras", "onnxruntime"
 class Options:
     """Times forward passes or training steps."""
 
-    models: tuple[str, ...] = MISSION
+    models: tuple[str, ...] = MODELS
     batches: tuple[int, ...] = ()
     """By default 1, 8 and 32 for inference, 8 and 16 for training."""
     rounds: int = 7
@@ -56,6 +57,11 @@ class Options:
 
 def run(task: str, arguments: list[str]) -> None:
     options = tyro.cli(Options, prog=f"python -m benchmarks {task}", args=arguments)
+    if (jax.default_backend() == "gpu") != runners.ON_GPU:
+        raise ValueError(
+            f"JAX computes on {jax.default_backend()} and torch on {'a GPU' if runners.ON_GPU else 'the CPU'}; install "
+            "both for the same, e.g. pip install '.[benchmark,cuda]'"
+        )
     names = [name for name in RUNNERS[task] if not (runners.ON_GPU and name == "ONNX Runtime")]
     rows = [("model", "batch", *(f"{name} (ms)" for name in names), *(f"{name} / ours" for name in names[1:]))]
     for model in options.models:

@@ -32,7 +32,10 @@ def compiler_options(backend: str | None = None) -> dict[str, str]:
 
 
 def use_compilation_cache() -> None:
-    """Keeps what is compiled for later processes, in our cache folder unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keeps what is compiled for later processes, in our cache folder unless JAX_COMPILATION_CACHE_DIR says where.
+
+    Up to 4 GB, then what was not used for longest goes. JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+    """
     if jax.config.jax_compilation_cache_dir is not None:
         return
     folder = cache_home() / "compiled"
@@ -42,4 +45,6 @@ def use_compilation_cache() -> None:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_compilation_cache_max_size", 4 * 10**9)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,27 @@ import jax
 
 from res2net_jax.adapt import adapt
 from res2net_jax.arch import Arch, override
-from res2net_jax.files import has_leftovers, leftover_prefix, lock, remove_leftovers, remove_tree, versions, writing
+from res2net_jax.files import (
+    first_line,
+    has_leftovers,
+    leftover_prefix,
+    lock,
+    remove_leftovers,
+    remove_tree,
+    versions,
+    writing,
+)
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
 
 FORMAT = 1
 NOT_CERTIFIED = {"certified": False, "reason": "saved from a live model, not ported from a release"}
+
+
+# Orbax numbers its operations for the whole process: a save during which another thread reads makes its folders twice,
+# or waits for them in vain.
+_ORBAX = threading.RLock()
 
 
 def save(
@@ -57,7 +72,8 @@ def save(
     folder = Path(folder).expanduser().absolute()
     metadata = describe(model, source=source, certificate=certificate)
     if jax.process_count() > 1:  # Orbax renames when all have written
-        ocp.save_checkpointables(folder, {"model": arrays(model)}, overwrite=overwrite, custom_metadata=metadata)
+        with _ORBAX:
+            ocp.save_checkpointables(folder, {"model": arrays(model)}, overwrite=overwrite, custom_metadata=metadata)
         return folder
     with lock(folder), writing(folder):
         if folder.exists() and not (overwrite and is_checkpoint(folder)):
@@ -66,7 +82,8 @@ def save(
         remove_leftovers(folder)
         temporary = Path(tempfile.mkdtemp(prefix=leftover_prefix(folder), dir=folder.parent))
         try:
-            ocp.save_checkpointables(temporary / "new", {"model": arrays(model)}, custom_metadata=metadata)
+            with _ORBAX:
+                ocp.save_checkpointables(temporary / "new", {"model": arrays(model)}, custom_metadata=metadata)
             if folder.exists():
                 os.rename(folder, temporary / "old")
             os.rename(temporary / "new", folder)
@@ -178,10 +195,10 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
 
     folder = locate(folder)
     try:
-        with _quiet():
+        with _ORBAX, _quiet():
             metadata = ocp.checkpointables_metadata(folder).custom_metadata
     except Exception as error:
-        raise ValueError(f"{folder} is not a readable Orbax checkpoint: {_first_line(error)}") from error
+        raise ValueError(f"{folder} is not a readable Orbax checkpoint: {first_line(error)}") from error
     if not isinstance(metadata, dict) or "format" not in metadata or "model" not in metadata:
         raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or it is damaged")
     if metadata["format"] != FORMAT:
@@ -219,12 +236,12 @@ def _fill(model, folder, place):
     leaves = variables(model)
     target = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for path, leaf in leaves.items()}
     try:
-        with _quiet():
+        with _ORBAX, _quiet():
             loaded = ocp.load_checkpointables(folder, {"model": target})["model"]
     except Exception as error:
         raise ValueError(
             f"the checkpoint {folder} cannot be read, it seems to be damaged; take another one, or delete it "
-            f"and port it again (python -m porting {model.name}). Orbax says: {_first_line(error)}"
+            f"and port it again (python -m porting {model.name}). Orbax says: {first_line(error)}"
         ) from error
     for path, leaf in leaves.items():
         if (
@@ -248,7 +265,3 @@ def _quiet():
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

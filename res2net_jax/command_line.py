@@ -5,7 +5,10 @@ import os
 import sys
 from collections.abc import Callable
 
-# What bad input, a missing extra, the network or the disk raise. Anything else is a defect and shows its traceback.
+from res2net_jax.files import first_line, out_of_memory
+
+# What bad input, a missing extra, the network or the disk raise. Anything else, but for a lack of memory, is a defect
+# and shows its traceback.
 EXPECTED = (ValueError, TypeError, OSError, ImportError)
 
 
@@ -26,10 +29,11 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        full = isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED")
+        full = out_of_memory(error)
         if debug or not (full or isinstance(error, EXPECTED)):
             raise
-        print(f"error: {_out_of_memory(error) if full else error}", file=sys.stderr)
+        advice = f"not enough memory ({first_line(error)}); a smaller --batch-size, or fewer pixels, need less"
+        print(f"error: {advice if full else error}", file=sys.stderr)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.exit(2)
@@ -38,14 +42,6 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     else:
         if code:
             sys.exit(code)
-
-
-def _out_of_memory(error):
-    reason = str(error).strip().partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
-    return (
-        f"not enough memory ({reason or 'the system gave none'}); a smaller --batch-size needs less, in training also "
-        "--accumulate, --remat and --dtype bfloat16"
-    )
 
 
 def _silence_stdout():

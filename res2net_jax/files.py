@@ -74,6 +74,8 @@ def writing(target: Path) -> Iterator[None]:
     except (PermissionError, NotADirectoryError) as error:
         raise _no_permission(target, error) from error
     except Exception as error:
+        if out_of_memory(error):
+            raise
         read_only = isinstance(error, OSError) and error.errno == errno.EROFS
         if read_only:
             raise _no_permission(target, error) from error
@@ -81,6 +83,19 @@ def writing(target: Path) -> Iterator[None]:
         if any(sign in str(error) for sign in full):
             raise OSError(errno.ENOSPC, f"no space to write {target}; nothing was left behind") from error
         raise
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the host's or a device's memory did not suffice. Of a full disk Orbax says RESOURCE_EXHAUSTED too."""
+    import jax
+
+    of_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return of_device or isinstance(error, MemoryError)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in at most 300 characters; its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextlib.contextmanager

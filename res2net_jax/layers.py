@@ -123,11 +123,16 @@ class BatchNorm(nnx.Module):
                 f"training-mode batch normalisation needs more than one value per channel; got {x.shape[1:]}. "
                 "Use a larger batch or image, or model.eval()"
             )
-        mean = x.mean((1, 2, 3), keepdims=True)
-        var = jnp.square(x - mean).mean((1, 2, 3), keepdims=True)
+        mean, var = _moments(x)
         for running, batch in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
             running[...] += self.momentum * (batch[0, 0, 0, 0].astype(running.dtype) - running[...])
         return mean, var
+
+
+def _moments(x):
+    """Mean and biased variance of each group of ``x`` [g, n, h, w, c], of shape [g, 1, 1, 1, c]."""
+    mean = x.mean((1, 2, 3), keepdims=True)
+    return mean, jnp.square(x - mean).mean((1, 2, 3), keepdims=True)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
@@ -141,13 +146,15 @@ def _normalize_jvp(eps, primals, tangents):
     # Differentiated by hand through mean and var, which are functions of x: transposed, this is two
     # reductions and one elementwise pass (Ioffe & Szegedy 2015, section 3), where automatic
     # differentiation of the statistics makes twice as many.
-    x, mean, var, scale, bias = primals
+    x, *statistics, scale, bias = primals
     x_dot, _, _, scale_dot, bias_dot = tangents
+    # Those of x again, which XLA computes once: of what was given no second derivative would be known.
+    mean, var = _moments(x)
     inverse = lax.rsqrt(var + eps)
     normal = (x - mean) * inverse
     across = normal * (normal * x_dot).mean((1, 2, 3), keepdims=True)
     centred = x_dot - x_dot.mean((1, 2, 3), keepdims=True) - across
-    return _normalize(x, mean, var, scale, bias, eps), centred * (inverse * scale) + normal * scale_dot + bias_dot
+    return _normalize(x, *statistics, scale, bias, eps), centred * (inverse * scale) + normal * scale_dot + bias_dot
 
 
 class Linear(nnx.Module):

@@ -234,14 +234,12 @@ def _plain_errors(repo: str, verb: str, revision: str | None = None) -> Iterator
             ) from error
         if _status(error) in (401, 403, 404):
             raise FileNotFoundError(f"the hub has no {repo}, or it is private: {log_in}") from error
-        raise ConnectionError(f"the hub failed to {verb} {repo}: {_first_line(error)}") from error
+        raise ConnectionError(f"the hub failed to {verb} {repo}: {files.first_line(error)}") from error
     except RuntimeError as error:  # an upload's
-        raise ConnectionError(f"the hub failed to {verb} {repo}: {_first_line(error.__cause__ or error)}") from error
+        raise ConnectionError(
+            f"the hub failed to {verb} {repo}: {files.first_line(error.__cause__ or error)}"
+        ) from error
 
 
 def _status(error):
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from res2net_jax.checkpoint import describe
-from res2net_jax.files import remove_tree
+from res2net_jax.files import first_line, remove_tree
 from res2net_jax.model import Res2Net
 from train.config import Config, differences, to_json
 from train.devices import everywhere, together
@@ -171,7 +171,7 @@ class Checkpoints:
             if saving is not None:
                 saving.result()
         except Exception as error:
-            return _first_line(error)
+            return first_line(error)
         return None
 
     def _metadata(self, step):
@@ -180,7 +180,7 @@ class Checkpoints:
             found = ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata
             found["train"]["config"]  # of a trainer's checkpoint
         except Exception as error:
-            problem = f"its metadata cannot be read ({_first_line(error)})"
+            problem = f"its metadata cannot be read ({first_line(error)})"
         if not everywhere(problem is None):
             problem = problem or "another process cannot read its metadata"
         return found, problem
@@ -207,7 +207,7 @@ class Checkpoints:
         try:
             items = ocp.load_checkpointables(self.folder / str(step), target)
         except Exception as error:
-            problem = f"it cannot be read ({_first_line(error)})"
+            problem = f"it cannot be read ({first_line(error)})"
         if not everywhere(problem is None):
             return None, problem or "another process cannot read it"
         if int(self._fingerprint(items)) != metadata["fingerprint"]:
@@ -294,7 +294,3 @@ def _wait_for_all():
 
 def _warn(message):
     say(f"WARNING: {message}", sys.stderr)
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -29,6 +29,12 @@ class Config:
     """Width of one split in a 64-plane block, instead of the model's own."""
     scale: int | None = None
     """Number of splits, instead of the model's own."""
+    drop_rate: float | None = None
+    """Dropout before the classifier, instead of the model's own rate (as a rule 0)."""
+    drop_path_rate: float | None = None
+    """Stochastic depth, rising linearly to this rate in the last block (Huang et al. 2016)."""
+    drop_block_rate: float | None = None
+    """DropBlock in the last two stages (Ghiasi et al. 2018)."""
     zero_init_last: bool = False
     """Zero the last norm's scale of each block, so that a block starts as its shortcut (timm's default)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -55,7 +61,7 @@ class Config:
     eval_batch_size: int | None = None
     """Images in one evaluation step over all devices; by default the training batch."""
     workers: int = 0
-    """Processes that decode pictures, on each host; 0 uses threads. It changes nothing but speed."""
+    """Processes that decode pictures, beside each process of the run; 0 uses threads. It changes nothing but speed."""
     augment: Annotated[Augment, tyro.conf.arg(name="")] = Augment()
     mixup: float = 0.0
     """Mixup's alpha (Zhang et al. 2018); 0 is off."""
@@ -132,7 +138,7 @@ class Config:
     @property
     def arch(self) -> dict:
         """The architecture fields that are overridden."""
-        names = ("layers", "channels", "base_width", "scale")
+        names = ("layers", "channels", "base_width", "scale", "drop_rate", "drop_path_rate", "drop_block_rate")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -246,9 +252,12 @@ def write_json(config: Config, file: Path) -> None:
 
 
 def differences(saved: dict, config: Config) -> list[str]:
-    """One line for each field in which ``config`` would not continue the run that ``saved`` (its JSON) began."""
-    ours, saved = _flat(to_json(config)), _flat(saved)
-    names = [name for name in {**ours, **saved} if name not in FREE and saved.get(name) != ours.get(name)]
+    """One line for each field in which ``config`` would not continue the run that ``saved`` (its JSON) began.
+
+    A field that is younger than the run counts as it is by default, which is how the run was trained.
+    """
+    ours, saved = _flat(to_json(config)), {**_flat(to_json(Config())), **_flat(saved)}
+    names = [name for name in saved if name not in FREE and saved[name] != ours.get(name)]
     return [f"{name}: the run has {saved.get(name)!r}, this command {ours.get(name)!r}" for name in names]
 
 

@@ -21,13 +21,14 @@ from res2net_jax import command_line
 from res2net_jax.backend import compiler_options, use_compilation_cache
 from train import devices, rehearsal
 from train.checkpoints import Checkpoints, NotSaved
+from train.claim import claim
 from train.config import Config, parse, write_json
 from train.data import eval_batches, steps_per_epoch, train_batches
 from train.duplicates import warn_of_duplicates
 from train.mistakes import draw_mistakes
 from train.report import Report
 from train.signals import StopRequest
-from train.start import build_model, claim, introduction, open_splits, preprocessing, require_divisible
+from train.start import build_model, introduction, open_splits, preprocessing, require_divisible
 from train.step import evaluated, init_state, make_eval_step, make_train_step, zero_sums
 
 DIVERGED, NOT_SAVED = 3, 4
@@ -44,6 +45,11 @@ def main(config: Config, stop: StopRequest) -> int:
         ValueError: A config that does not fit the data, the devices, or the run found in ``config.output``.
         FileNotFoundError: There is no such data.
     """
+    with contextlib.ExitStack() as opened:
+        return _run(config, stop, opened)
+
+
+def _run(config, stop, opened):
     # ---- Mesh: one axis, along which a batch is spread; the state is on every device.
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -95,18 +101,22 @@ def main(config: Config, stop: StopRequest) -> int:
         rehearsal.time_steps(config, state, train_step, place)
         return 0
     output = Path(config.output).expanduser()
-    claimed = devices.together(lambda: claim(output) if jax.process_index() == 0 else None)
+    opened.enter_context(claim(output))
     checkpoints = Checkpoints(output / "checkpoints", config, model, examples=len(train_set))
+    opened.callback(checkpoints.close)
     restored = checkpoints.restore(state)
     state, evaluation = restored or (state, None)
     done = int(state["step"])
-    if jax.process_index() == 0:
-        write_json(config, output / "config.json")
+    first = jax.process_index() == 0
 
     # ---- Loop
-    report = Report(output, config, start=done, total=total, steps_per_epoch=epoch, visible=jax.process_index() == 0)
+    devices.together(lambda: write_json(config, output / "config.json") if first else None)
+    report = devices.together(
+        lambda: Report(output, config, start=done, total=total, steps_per_epoch=epoch, visible=first)
+    )
+    opened.callback(report.close)
     report.say(introduction(config, model, train_set, eval_set, epoch, done, total))
-    if jax.process_index() == 0:
+    if first:
         warn_of_duplicates(train_set, eval_set)
     # It decodes the first batches while the step compiles.
     batches = train_batches(
@@ -119,6 +129,7 @@ def main(config: Config, stop: StopRequest) -> int:
         workers=config.workers,
         **share,
     )
+    opened.callback(batches.close)
     batches.start_prefetch()
 
     def evaluate() -> tuple[dict | None, dict, int]:
@@ -155,7 +166,7 @@ def main(config: Config, stop: StopRequest) -> int:
                     return 128 + signum
                 if evaluation:
                     report.evaluation(done, evaluation)
-                    if done >= total and jax.process_index() == 0:
+                    if done >= total and first:
                         draw_mistakes(output, eval_set, model, answers)
                 checkpoints.save(done, state, evaluation)
             if done >= total:
@@ -185,12 +196,6 @@ def main(config: Config, stop: StopRequest) -> int:
         return _fail(f"{error}. {checkpoints.folder} keeps what was good. {hint}", DIVERGED)
     except NotSaved as error:
         return _fail(error, NOT_SAVED)
-    finally:
-        batches.close()
-        checkpoints.close()
-        report.close()
-        if claimed:
-            claimed.release()
 
 
 def run_evaluation(
@@ -220,7 +225,9 @@ def run_evaluation(
 def command(arguments: list[str]) -> None:
     """Runs the command line; exits with the codes above."""
     config = parse(arguments, "python -m train.imagenet")
-    with StopRequest() as stop:
+    stop = StopRequest()
+    # A rehearsal has nothing to save: there a signal ends the process as it always does.
+    with contextlib.nullcontext() if config.dry_run or config.fake_data else stop:
         jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM for itself.
         devices.connect(config.coordinator, config.num_processes, config.process_id)
         code = main(config, stop)

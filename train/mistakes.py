@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from res2net_jax.files import first_line
 from res2net_jax.inference import class_names
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import resize_and_crop
@@ -41,8 +42,8 @@ def draw_mistakes(folder: Path, dataset: Dataset, model: Res2Net, answers: dict[
         try:
             _save(_confusion(names, answers), folder / "confusion.png")
             _save(_mistakes(names, dataset, model.preprocessing, answers), folder / "mistakes.png")
-        except (OSError, ValueError) as error:
-            say(f"WARNING: the mistakes cannot be drawn ({error}); the run itself is complete", sys.stderr)
+        except Exception as error:
+            say(f"WARNING: the mistakes cannot be drawn ({first_line(error)}); the run itself is complete", sys.stderr)
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:

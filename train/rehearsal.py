@@ -72,7 +72,7 @@ def time_steps(config: Config, state: State, train_step: jax.stages.Wrapped, pla
     began = time.perf_counter()
     state, metrics = train_step(state, place(batch))
     jax.block_until_ready(metrics)
-    print(f"first step, with compilation: {time.perf_counter() - began:.1f} s")
+    print(f"first step, compiled or read from the cache: {time.perf_counter() - began:.1f} s")
     for _ in range(WARM_UP):
         state, metrics = train_step(state, place(batch))
     jax.block_until_ready(metrics)

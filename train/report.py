@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from res2net_jax.files import first_line
 from train.config import Config
 
 COLUMNS = (
@@ -198,8 +199,8 @@ class Report:
     def _draw(self):
         try:
             draw_curves(self.rows, self._folder / "curves.png")
-        except OSError as error:
-            self._warn(error)
+        except Exception as error:  # a font that is not there is no reason to end a run either
+            self._warn(first_line(error))
 
     def _warn(self, error):
         say(f"WARNING: metrics and curves cannot be written ({error}); the run goes on", sys.stderr)

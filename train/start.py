@@ -1,9 +1,7 @@
-"""What a run starts from: two data sets, a model and an evaluation transform that fit each other, and a folder."""
+"""What a run starts from: its two data sets, its model and its evaluation transform, each fit for the others."""
 
 import dataclasses
-from pathlib import Path
 
-import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,6 @@ from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
 from train.config import Config
 from train.datasets import Dataset, open_dataset
-from train.report import say
 
 
 def open_splits(config: Config) -> tuple[Dataset, Dataset]:
@@ -70,32 +67,6 @@ def preprocessing_of(model: Res2Net) -> Preprocessing:
     """The evaluation transform that the model's weights are for, else that of its variant, else the usual one."""
     variant = VARIANTS.get(model.name)
     return model.preprocessing or (variant.preprocessing if variant else Preprocessing())
-
-
-def claim(folder: Path, patience: float = 60.0) -> filelock.BaseFileLock:
-    """Keeps other runs out of ``folder``, which is made, until the lock is released or this process ends.
-
-    Args:
-        folder: The run's.
-        patience: Seconds to wait for a run that has been told to stop and still saves.
-
-    Raises:
-        ValueError: Another run is at work there.
-        OSError: The folder cannot be made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            say(f"Another run is at work in {folder}; waiting for it, {patience:.0f} seconds at most.")
-            lock.acquire(timeout=patience)
-    except filelock.Timeout:
-        raise ValueError(f"another run is at work in {folder}; wait for it, or give another --output") from None
-    except (NotImplementedError, OSError):  # a file system without locks: then nobody is kept out
-        pass
-    return lock
 
 
 def require_divisible(config: Config) -> None:

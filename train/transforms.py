@@ -10,6 +10,7 @@ import math
 import numpy as np
 from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
+from res2net_jax.files import first_line
 from res2net_jax.preprocess import open_picture as to_rgb
 
 RESAMPLING = {
@@ -43,7 +44,7 @@ def open_picture(image: bytes | np.ndarray, upright: bool = False) -> Image.Imag
     except UnidentifiedImageError as error:
         raise UnreadablePicture("it is in no known picture format") from error
     except Exception as error:  # a damaged header raises whatever its format's parser stumbles on
-        raise UnreadablePicture(_reason(error)) from error
+        raise UnreadablePicture(first_line(error)) from error
 
 
 def decode(picture: Image.Image, in_chans: int) -> Image.Image:
@@ -58,7 +59,7 @@ def decode(picture: Image.Image, in_chans: int) -> Image.Image:
             return picture
         return picture.convert("L") if in_chans == 1 else to_rgb(picture)
     except Exception as error:
-        raise UnreadablePicture(_reason(error)) from error
+        raise UnreadablePicture(first_line(error)) from error
 
 
 def random_resized_crop_box(
@@ -198,7 +199,3 @@ def distort(picture: Image.Image, name: str, magnitude: int, sign: int) -> Image
 
 def _affine(picture, matrix):
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
-
-
-def _reason(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

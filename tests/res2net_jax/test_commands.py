@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import res2net_jax
-from res2net_jax import command_line
+from res2net_jax import command_line, files
 from res2net_jax.__main__ import COMMANDS, command
 from res2net_jax.commands.explain import find_class, png_names
 from res2net_jax.inference import imagenet_classes
@@ -175,13 +175,19 @@ def test_debug_shows_the_traceback(run, folder):
 
 
 @pytest.mark.parametrize("allocate", [jnp.zeros, np.zeros])
-def test_more_memory_than_there_is(monkeypatch, capsys, allocate):
+def test_more_memory_than_there_is(monkeypatch, capsys, tmp_path, allocate):
     monkeypatch.setattr("sys.argv", ["res2net_jax"])
+
+    def command(_):
+        with files.new_file(tmp_path / "answers.csv"):
+            allocate((2**30, 2**20), np.float32)
+
     with pytest.raises(SystemExit) as exit:
-        command_line.main(lambda _: print(allocate((2**30, 2**20), np.float32)))
+        command_line.main(command)
+    assert not list(tmp_path.iterdir())
     error = capsys.readouterr().err
     assert exit.value.code == 2 and error.count("\n") == 1
-    assert error.startswith("error: not enough memory (") and "a smaller --batch-size needs less" in error
+    assert error.startswith("error: not enough memory (") and "a smaller --batch-size" in error
 
 
 def test_explain_draws_the_maps_of_the_library(run, folder, pictures, tmp_path):

@@ -133,6 +133,25 @@ def test_batch_norm_keeps_its_precision_far_from_zero():
     assert np.allclose(ours.var[...], theirs.running_var, rtol=1e-3)
 
 
+def test_batch_norm_has_second_derivatives(x64):
+    x, direction, weight = images((3, 3, 4, 4, 5), "float64")
+
+    def loss(x):
+        layer = BatchNorm(5, param_dtype="float64")
+        for leaf, value in zip((layer.scale, layer.bias, layer.mean, layer.var), (2, 1, 0, 1)):
+            leaf.set_value(jnp.full(5, value, "float64"))
+        return jnp.sum(jnp.tanh(layer(x)) * weight)
+
+    theirs = torch.nn.BatchNorm2d(5).double()
+    torch.nn.init.constant_(theirs.weight, 2)
+    torch.nn.init.constant_(theirs.bias, 1)
+    y = nchw(x).requires_grad_()
+    (gradient,) = torch.autograd.grad((theirs(y).tanh() * nchw(weight)).sum(), y, create_graph=True)
+    (expected,) = torch.autograd.grad((gradient * nchw(direction)).sum(), y)
+    _, ours = jax.jvp(jax.grad(loss), (jnp.asarray(x),), (jnp.asarray(direction),))
+    assert difference(ours, expected) < 1e-12
+
+
 def test_batch_norm_of_one_value_says_so():
     model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,))
     norm = model.bn1

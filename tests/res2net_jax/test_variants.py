@@ -10,7 +10,7 @@ from res2net_jax.cost import cost
 from res2net_jax.init import variables
 from res2net_jax.variants import Accuracy
 
-MISSION = {
+RELEASED = {
     "res2net50_26w_4s": (5_499_974_064, 25_700_000),
     "res2net50_26w_6s": (8_130_156_528, 37_050_000),
     "res2net50_26w_8s": (10_760_338_992, 48_400_000),
@@ -46,9 +46,9 @@ def test_parameters_and_multiply_adds(name):
     assert cost(model).macs == variant.macs
 
 
-@pytest.mark.parametrize("name", MISSION)
+@pytest.mark.parametrize("name", RELEASED)
 def test_published_flops(name):
-    flops, parameters = MISSION[name]
+    flops, parameters = RELEASED[name]
     published = get_variant(name).published
     assert (published.flops, published.parameters) == (flops, parameters)
     assert cost(Res2Net(get_variant(name).arch).eval(), 224, 285).flops == flops

@@ -1,20 +1,21 @@
 """What a user or a machine does wrong: one clear message, nothing lost."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import time
 
-import filelock
 import numpy as np
 import pytest
 from PIL import Image
 
 import res2net_jax
-from train import start
-from train.config import RECIPES, parse
+from train import imagenet
+from train.claim import claim
+from train.config import RECIPES, differences, parse, to_json
 from train.imagenet import main
 from train.pipeline import Batches
 from train.report import read_rows
@@ -111,18 +112,26 @@ def test_a_resume_with_another_config_names_what_differs(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_a_run_that_is_older_than_a_switch_goes_on():
+    config = RECIPES["digits"]()
+    saved = to_json(config)
+    del saved["augment"]["resizer"], saved["drop_rate"]
+    assert differences(saved, config) == []
+    changed = dataclasses.replace(config, augment=dataclasses.replace(config.augment, resizer="simd"))
+    assert differences(saved, changed) == ["resizer: the run has 'pillow', this command 'simd'"]
+
+
 def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(start.claim, "__defaults__", (0.2,))
+    monkeypatch.setattr(imagenet, "claim", functools.partial(claim, patience=1))
     told = "another run is at work in .*; wait for it, or give another --output"
-    with filelock.FileLock(tmp_path / "run/.lock"), pytest.raises(ValueError, match=told):
+    with claim(tmp_path / "run"), pytest.raises(ValueError, match=told):
         train(small(tmp_path))
     assert "waiting for it" in capsys.readouterr().out
     assert not steps(tmp_path / "run")
     assert train(small(tmp_path)) == 0
-    claim = start.claim(tmp_path / "run")  # a run that is done has let go
-    assert claim.is_locked
-    claim.release()
+    with claim(tmp_path / "run", patience=0):  # a run that is done has let go
+        pass
 
 
 @pytest.fixture

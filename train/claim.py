@@ -1,0 +1,69 @@
+"""A run's folder belongs to one run at a time."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from train.devices import everywhere, together
+from train.report import say
+
+if sys.platform != "win32":
+    import fcntl
+
+
+@contextlib.contextmanager
+def claim(folder: Path, patience: int = 120) -> Iterator[None]:
+    """Keeps other runs out of ``folder``, which is made, until the end of the context or of the process.
+
+    All processes of a run call it together; process 0 holds the lock. Where the file system has no locks, and on
+    Windows, nobody is kept out.
+
+    Args:
+        folder: The run's.
+        patience: Seconds to wait for another run, which may have been told to stop and still save. A file server that
+            has lost a host in mid-run keeps its lock for a while too (NFS: 90 s).
+
+    Raises:
+        ValueError: Another run is at work there.
+        OSError: The folder cannot be made or written.
+    """
+    file = together(lambda: _open(folder) if jax.process_index() == 0 else None)
+    try:
+        for second in range(patience + 1):
+            # Asked of all of them each second: XLA takes a process that is late for long as lost.
+            if everywhere(_taken(file)):
+                break
+            if second == 0 and file is not None:
+                say(f"Another run is at work in {folder}; waiting for it, {patience} seconds at most.")
+            time.sleep(1 if second < patience else 0)
+        else:
+            raise ValueError(
+                f"another run is at work in {folder}, for it holds {folder / '.lock'}; wait for it, or give another "
+                "--output"
+            )
+        yield
+    finally:
+        if file is not None:
+            file.close()  # which lets go
+
+
+def _open(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / ".lock").open("a")
+
+
+def _taken(file):
+    """Whether ``file`` is ours, or there is nothing to take."""
+    if file is None or sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
