@@ -89,7 +89,7 @@ def check_random_moments(launch, reference, folder, kind, processes, count):
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 def test_random_moments(launch, reference, tmp_path, kind, processes):
-    check_random_moments(launch, reference, tmp_path, kind, processes, 3 if processes == 1 else 2)
+    check_random_moments(launch, reference, tmp_path, kind, processes, 3 - processes)
 
 
 @pytest.mark.soak
