@@ -206,18 +206,16 @@ def require_table(path: Path) -> None:
 def run(arguments: list[str]) -> None:
     """The command."""
     options = tyro.cli(Options, args=arguments, prog="python -m train.evaluate", description=__doc__)
-    if (options.size or 1) < 1 or not 0 < (options.crop_pct or 1) <= 1:
-        raise ValueError(
-            f"--size must be at least 1 and --crop-pct above 0 and at most 1; got {options.size} and {options.crop_pct}"
-        )
+    changes = {name: value for name in ("size", "crop_pct") if (value := getattr(options, name)) is not None}
+    if changes.get("size", 1) < 1 or not 0 < changes.get("crop_pct", 1) <= 1:
+        raise ValueError(f"--size must be at least 1 and --crop-pct above 0 and at most 1; got {changes}")
     path = Path(options.csv or default_table(options.dataset, options.split))
     require_table(path.expanduser())
     devices.connect(options.coordinator, options.num_processes, options.process_id)
     dataset = devices.together(lambda: open_dataset(options.dataset, options.split, data_dir=options.data_dir))
     everywhere = NamedSharding(devices.data_mesh(), PartitionSpec())
     model = devices.together(lambda: res2net_jax.load(options.model, sharding=everywhere))
-    own = preprocessing_of(model)
-    setting = dataclasses.replace(own, size=options.size or own.size, crop_pct=options.crop_pct or own.crop_pct)
+    setting = dataclasses.replace(preprocessing_of(model), **changes)
     counts = evaluate(model, dataset, setting, batch_size=options.batch_size, workers=options.workers)
     if jax.process_index() == 0:
         result = Accuracy(*(100 * counts[name] / counts["count"] for name in ("top1", "top5")))

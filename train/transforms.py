@@ -133,7 +133,7 @@ def _resize_simd(pixels, size, interpolation, box):
     return resized
 
 
-#: ``simd`` (cykooz.resizer) is Pillow's bilinear filter in a third of the time, some values rounded the other way.
+#: ``simd`` (cykooz.resizer) is Pillow's bilinear filter in less than half the time, some values rounded the other way.
 RESIZERS = {"pillow": _resize_pillow, "simd": _resize_simd}
 
 

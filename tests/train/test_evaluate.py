@@ -210,6 +210,8 @@ def test_a_folder_is_known_by_the_number_of_its_pictures(count, subset, attribut
     assert published(model, folder) == expected
     told = summary("mine", model, folder, variant.preprocessing, count, Accuracy(70.0, 90.0))
     assert ("published" in told and "difference" in told) == (attribute is not None)
+    larger = dataclasses.replace(variant.preprocessing, size=288)
+    assert "published" not in summary("mine", model, folder, larger, count, Accuracy(70.0, 90.0))
     if attribute == "imagenet":
         assert re.search(r"published +78\.142 +93\.852\ndifference +-8\.142 +-3\.852", told), told
 
@@ -249,6 +251,10 @@ def test_row_and_summary_of_a_whole_model(checkpoint_folder, tmp_path):
         code, out, err = finish(run(*arguments, "--batch-size", 2, cwd=tmp_path))
         assert code == 0, err
     assert re.search(r"measured +\d+\.\d{3} +\d+\.\d{3}\nAdded to ", out), "two pictures are not ImageNet"
+    setting = ("--size", 32, "--crop-pct", 1, "--csv", tmp_path / "other.csv")
+    code, out, err = finish(run(*arguments, "--batch-size", 2, *setting, cwd=tmp_path))
+    assert code == 0 and "2 images of 32 x 32 (crop 1, bilinear)" in out, err
+    assert (tmp_path / "other.csv").read_text().endswith(",25.29,32,1,bilinear\n")
     lines = table.read_text().splitlines()
     assert lines[0] == "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation"
     assert lines[1] == lines[2] and len(lines) == 3
@@ -310,6 +316,8 @@ def test_an_unreadable_picture_stops_it(with_a_bad_picture, tmp_path):
         (("--model", "res2net50_27w_4s", "--dataset", "digits"), "did you mean res2net50_26w_4s"),
         (("--model", "./nowhere", "--dataset", "digits"), "there is no folder"),
         (("--model", "res2net50_26w_4s", "--data-dir", "none"), "no prepared data set 'imagenet2012' in none"),
+        (("--model", "x", "--dataset", "digits", "--size", "0"), "--size must be at least 1"),
+        (("--model", "x", "--dataset", "digits", "--crop-pct", "0"), "--crop-pct above 0 and at most 1"),
         (("--model", "x", "--dataset", "digits", "--csv", "other.csv"), "other.csv is another kind of table"),
         (("--model", "x", "--dataset", "digits", "--csv", "no/such.csv"), "there is no folder"),
         (("--model", "x", "--dataset", "digits", "--split", "val"), "digits has no split 'val'; it has train, test"),

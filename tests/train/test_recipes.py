@@ -88,7 +88,9 @@ def arrays_of(folder):
     ids=lambda switches: "-".join(switches),
 )
 def test_switches(tmp_path, switches):
-    _, rows, _ = run(tmp_path, "cosine", **switches)
+    _, rows, model = run(tmp_path, "cosine", **switches)
+    rates = {name: rate for name, rate in switches.items() if name.startswith("drop_")}
+    assert {name: getattr(model.arch, name) for name in rates} == rates
     saved = arrays(tmp_path / "run")
     assert {str(value.dtype) for name, value in saved.items() if name != "training/step"} == {"float32"}
     if "ema" in switches:
