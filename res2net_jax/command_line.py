@@ -21,6 +21,7 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be what the terminal cannot show
+    sys.unraisablehook = _unraisable
     try:
         code = command(arguments)
         sys.stdout.flush()
@@ -42,6 +43,12 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     else:
         if code:
             sys.exit(code)
+
+
+def _unraisable(report):
+    """All but what Orbax leaves behind: a read or write that ends after another has failed finds its loop closed."""
+    if not (isinstance(report.exc_value, RuntimeError) and str(report.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(report)
 
 
 def _silence_stdout():

@@ -1,7 +1,9 @@
 """What the tests of all packages share: timm's models as the reference, and photographs."""
 
 import functools
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from hub_server import hub_server  # noqa: E402, F401
 from server import server  # noqa: E402, F401
+
+
+def pytest_configure(config):
+    """A cache folder for all tests and what they start: each program is compiled once, not in each test."""
+    if not hasattr(config, "workerinput"):  # xdist's workers inherit it
+        home = tempfile.TemporaryDirectory(prefix="res2net_jax-")
+        config.add_cleanup(home.cleanup)
+        os.environ |= {
+            "RES2NET_JAX_HOME": home.name,
+            "JAX_COMPILATION_CACHE_DIR": f"{home.name}/compiled",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
 
 
 @functools.lru_cache(maxsize=2)
@@ -39,7 +53,18 @@ def timm_model():
 
 
 @pytest.fixture
-def x64():
+def quick_compilation():
+    """What is compiled in this process need not be fast: LLVM takes half as long over it."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def x64(quick_compilation):
+    """Everything in float64: a proof of the arithmetic, on small pictures."""
     import jax
 
     with jax.enable_x64(True):

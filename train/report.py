@@ -11,13 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from res2net_jax.files import first_line
 from train.config import Config
+
+# tensorboardX imports torch if it is installed, for what is not used here: half of the program's start.
+_torch = sys.modules.setdefault("torch", None)
+try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+finally:
+    if _torch is None:
+        del sys.modules["torch"]
 
 COLUMNS = (
     *("step", "epoch", "lr", "loss", "top1", "grad_norm", "images_per_s", "data_wait"),

@@ -3,9 +3,7 @@
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import porting
@@ -54,24 +52,8 @@ def files(tmp_path_factory, photos) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def shared_programs(tmp_path_factory):
-    """Pages that compile the same program share it."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compilation_cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # which JAX sets up once and for all at its first compilation
-        if values is settings:
-            yield
-
-
 @pytest.fixture
-def reader(home, files, shared_programs, tmp_path, monkeypatch) -> Path:
+def reader(home, files, tmp_path, monkeypatch) -> Path:
     """The reader's folder, which is the current one; ``load`` finds the releases in the cache."""
     folder = tmp_path / "reader"
     shutil.copytree(files, folder, copy_function=lambda source, target: Path(target).hardlink_to(source))

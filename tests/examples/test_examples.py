@@ -17,8 +17,8 @@ def load(name):
 
 def test_segmentation_learns(tmp_path):
     segmentation = load("segmentation")
-    mean = segmentation.main(segmentation.Config(output=tmp_path / "s.png"))
-    assert mean > 0.6  # predicting nothing but background has at most 0.25
+    mean = segmentation.main(segmentation.Config(steps=400, output=tmp_path / "s.png"))
+    assert mean > 0.5  # predicting nothing but background has at most 0.25
     assert (tmp_path / "s.png").stat().st_size > 10_000
 
 

@@ -1,5 +1,6 @@
 """The command line as a user meets it: outputs, exit codes, messages."""
 
+import asyncio
 import csv
 import io
 import json
@@ -23,6 +24,12 @@ from res2net_jax.overlay import colour, overlay
 from res2net_jax.variants import Preprocessing
 
 NAMES = ["tabby, tabby cat", "crane", "crane", "Ünï", "7", "e", "f", "g", "h", "i"]
+
+
+@pytest.fixture(autouse=True)
+def unraisable_hook(monkeypatch):
+    """What the command line does to it ends with the test."""
+    monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +179,26 @@ def test_mistakes_get_a_message_and_exit_code_2(run, folder, pictures, tmp_path,
 def test_debug_shows_the_traceback(run, folder):
     with pytest.raises(FileNotFoundError):
         run("predict", folder, "nowhere.jpg", "--debug")
+
+
+def test_what_orbax_gives_up_is_not_shown(monkeypatch, capsys):
+    class Late:
+        def __init__(self, act):
+            self.act = act
+
+        def __del__(self):
+            self.act()
+
+    def command(_):
+        loop = asyncio.new_event_loop()
+        loop.close()
+        Late(lambda: loop.call_soon_threadsafe(print))
+        Late(lambda: {}["another defect"])
+
+    monkeypatch.setattr("sys.argv", ["res2net_jax"])
+    command_line.main(command)
+    error = capsys.readouterr().err
+    assert "another defect" in error and "Event loop" not in error
 
 
 @pytest.mark.parametrize("allocate", [jnp.zeros, np.zeros])

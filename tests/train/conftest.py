@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
@@ -23,20 +22,7 @@ PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 
 @pytest.fixture
-def x64():
-    """Everything in float64."""
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
-    """One for all runs of the session: the same step need not be compiled by each."""
-    return tmp_path_factory.mktemp("compilation_cache")
-
-
-@pytest.fixture
-def launch(compilation_cache):
+def launch():
     """``launch(output, *switches, ...)`` starts the trainer on the digits and returns its processes.
 
     What the witness writes goes to ``output``.log, what the program prints to ``output``.txt; of several
@@ -50,13 +36,10 @@ def launch(compilation_cache):
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {PATIENT}",
             "PYTHONPATH": str(ROOT),
+            "JAX_ENABLE_COMPILATION_CACHE": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             **environment,
         }
-        if cache:
-            environment |= {
-                "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
         together = []
         port = free_port()
         for number in range(processes):

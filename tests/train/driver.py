@@ -2,6 +2,7 @@
 
 python driver.py LOG [RECIPE] [--switch value ...]
 
+Pictures are drawn with DRAW=1 only, which takes as long as all the steps of a tiny run.
 With HOLD="step 15", or another line of the log, it goes on after that line only once there is a file LOG.go.
 """
 
@@ -14,7 +15,7 @@ import time
 import jax
 
 from res2net_jax import command_line
-from train import checkpoints, imagenet
+from train import checkpoints, imagenet, report
 
 
 def watched(log):
@@ -105,4 +106,6 @@ if __name__ == "__main__":
     watched(sys.argv.pop(1))
     if attempts := os.environ.get("SAVE_ATTEMPTS"):
         checkpoints.ATTEMPTS, checkpoints.PAUSE = int(attempts), 0.1
+    if "DRAW" not in os.environ:
+        report.draw_curves = imagenet.draw_mistakes = lambda *_: None
     command_line.main(imagenet.command)

@@ -23,6 +23,8 @@ from train.signals import StopRequest
 
 from .conftest import ROOT, arrays, printed, steps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def command(*arguments, **environment):
     """Exit code and standard error of the command; a traceback in it is a failure."""

@@ -55,7 +55,7 @@ def test_devices_and_processes_change_nothing(finish, tmp_path, switches):
     switches = ("--dtype", "float64", "--steps", 5, *switches)
     layouts = {"one": {}, "eight-devices": {"devices": 8}, "two-processes": {"devices": 2, "processes": 2}}
     for name, layout in layouts.items():
-        finish(tmp_path / name, *switches, **layout)
+        finish(tmp_path / name, *switches, **layout, DRAW="1")
     reference = arrays(tmp_path / "one")
     assert all(value.dtype == np.float64 for name, value in reference.items() if name != "training/step")
     assert reference["training/step"] == 5

@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -99,3 +101,9 @@ def test_what_cannot_be_written_is_written_later(tmp_path, capsys):
 def test_an_empty_file_has_no_rows(tmp_path, content):
     (tmp_path / "metrics.csv").write_text(content)
     assert read_rows(tmp_path / "metrics.csv") == []
+
+
+def test_the_program_starts_without_torch():
+    # tensorboardX would import it, which takes longer than the rest; whoever needs torch later still gets it.
+    code = "import sys, train.imagenet; assert 'torch' not in sys.modules; import torch; torch.zeros(1)"
+    subprocess.run([sys.executable, "-c", code], check=True)
