@@ -17,8 +17,12 @@ TINY = [
     *("--layers", "1", "1", "--channels", "8", "8", "--scale", "3"),
     *("--size", "16", "--batch-size", "32", "--epochs", "2", "--log-every", "10"),
 ]
-# XLA aborts a program one of whose devices is late by 40 seconds, which on a busy machine means nothing.
-PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+# XLA aborts a program one of whose devices is late by 40 seconds, which on a busy machine means nothing. And these tiny
+# programs take longer to compile than to run.
+XLA_FLAGS = (
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def launch():
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {PATIENT}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {XLA_FLAGS}",
             "PYTHONPATH": str(ROOT),
             "JAX_ENABLE_COMPILATION_CACHE": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

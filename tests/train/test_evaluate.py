@@ -23,7 +23,7 @@ from train.imagenet_subsets import IMAGENET_A, IMAGENET_R
 from train.sources import Arrays
 from train.start import preprocessing_of
 
-from .conftest import PATIENT, free_port
+from .conftest import XLA_FLAGS, free_port
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"layers": (1, 1), "channels": (16, 32)}
@@ -106,7 +106,7 @@ def accuracies(expected):
 
 def test_eight_devices_count_as_one(digits_folder, expected, tmp_path):
     arguments = ("--model", digits_folder, "--dataset", "digits", "--batch-size", 104)
-    flags = f"--xla_force_host_platform_device_count=8 {PATIENT}"
+    flags = f"--xla_force_host_platform_device_count=8 {XLA_FLAGS}"
     code, out, err = finish(run(*arguments, cwd=tmp_path, XLA_FLAGS=flags))
     assert code == 0, err
     assert f"{digits_folder} on digits, split test: 355 images of 16 x 16 (crop 1, bicubic)" in out
@@ -118,7 +118,7 @@ def test_eight_devices_count_as_one(digits_folder, expected, tmp_path):
 
 def two_processes(*arguments, cwd):
     together = ("--coordinator", f"localhost:{free_port()}", "--num-processes", 2)
-    flags = f"--xla_force_host_platform_device_count=2 {PATIENT}"
+    flags = f"--xla_force_host_platform_device_count=2 {XLA_FLAGS}"
     running = [run(*arguments, *together, "--process-id", i, cwd=cwd, XLA_FLAGS=flags) for i in range(2)]
     return [finish(process) for process in running]
 
