@@ -16,7 +16,7 @@ from server import server  # noqa: E402, F401
 
 
 def pytest_configure(config):
-    """A cache folder for all tests and what they start: each program is compiled once, not in each test."""
+    """A cache folder of their own for all tests and what they start; nothing goes to the developer's."""
     if not hasattr(config, "workerinput"):  # xdist's workers inherit it
         home = tempfile.TemporaryDirectory(prefix="res2net_jax-")
         config.add_cleanup(home.cleanup)

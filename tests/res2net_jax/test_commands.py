@@ -201,6 +201,15 @@ def test_what_orbax_gives_up_is_not_shown(monkeypatch, capsys):
     assert "another defect" in error and "Event loop" not in error
 
 
+def test_what_commands_compile_is_kept_in_private(tmp_path):
+    environment = os.environ | {"RES2NET_JAX_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    code = "import jax; from res2net_jax.backend import use_compilation_cache as use; use(); jax.jit(abs)(1)"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    kept = tmp_path / "compiled"
+    assert list(kept.iterdir()) and kept.stat().st_mode & 0o077 == 0
+
+
 @pytest.mark.parametrize("allocate", [jnp.zeros, np.zeros])
 def test_more_memory_than_there_is(monkeypatch, capsys, tmp_path, allocate):
     monkeypatch.setattr("sys.argv", ["res2net_jax"])

@@ -2,7 +2,7 @@
 
 python driver.py LOG [RECIPE] [--switch value ...]
 
-Pictures are drawn with DRAW=1 only, which takes as long as all the steps of a tiny run.
+Curves and mistakes are drawn with DRAW=1 only, since it takes seconds.
 With HOLD="step 15", or another line of the log, it goes on after that line only once there is a file LOG.go.
 """
 
