@@ -1,1 +1,1 @@
-"""Speed beside what a user would pick instead, as a ratio in one run: ``python -m benchmarks inference|train``."""
+"""Speed beside what a user would pick instead, as a ratio in one run: ``python -m benchmarks --help``."""

@@ -13,9 +13,13 @@ Each writes a table and a CSV to benchmarks/results/. It needs the extra benchma
 """
 
 import importlib
+import os
+import subprocess
 import sys
 
-from res2net_jax.command_line import main
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room on the same GPU
+
+from res2net_jax.command_line import main  # noqa: E402
 
 TASKS = ("inference", "train", "startup", "input", "compilation", "scaling", "chart")
 
@@ -27,9 +31,12 @@ def run(arguments: list[str]) -> None:
         return
     if task not in (*TASKS, "all"):
         raise ValueError(f"there is no task {task!r}; choose one of {', '.join(TASKS)} and all")
-    for name in TASKS if task == "all" else [task]:
-        print(f"\n=== {name}", file=sys.stderr)
-        importlib.import_module(f"benchmarks.{'timing' if name in ('inference', 'train') else name}").run(name, options)
+    if task == "all":
+        for name in TASKS:  # each in a process of its own, that leaves the memory to the next
+            print(f"\n=== {name}", file=sys.stderr)
+            subprocess.run([sys.executable, "-m", "benchmarks", name, *options], check=True)
+        return
+    importlib.import_module(f"benchmarks.{'timing' if task in ('inference', 'train') else task}").run(task, options)
 
 
 if __name__ == "__main__":

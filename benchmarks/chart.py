@@ -3,12 +3,19 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import matplotlib.pyplot as plt
 import tyro
 
 from benchmarks import results
 
-COLORS = {"timm eager": "#9db7d1", "torch.compile": "#31688e", "zeromodels": "#e0a458", "ONNX Runtime": "#8f8f8f"}
+COLORS = {
+    "timm eager": "#9db7d1",
+    "torch.compile": "#31688e",
+    "zeromodels": "#e0a458",
+    "ONNX Runtime": "#8f8f8f",
+    "torch.compile, CUDA graphs": "#35b779",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Options:
 def run(task: str, arguments: list[str]) -> None:
     options = tyro.cli(Options, prog="python -m benchmarks chart", args=arguments)
     rows = results.read("inference", options.results)
-    file = options.results / f"inference-{results.kind()}.svg"
+    file = options.results / f"inference-{results.kind(jax.devices()[0])}.svg"
     draw(rows).savefig(file, facecolor="white")
     print(file)
 
@@ -37,10 +44,16 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
     for panel, batch in zip(panels[0], batches):
         ratios = {row["model"]: row for row in rows if row["batch"] == batch}
         for i, peer in enumerate(peers):
-            values = [float(ratios[model][f"{peer} / ours"]) for model in models]
+            values = [float(ratios.get(model, {}).get(f"{peer} / ours") or "nan") for model in models]
             places = [place + (i - (len(peers) - 1) / 2) * height for place in range(len(models))]
             bars = panel.barh(places, values, height * 0.9, color=COLORS[peer], label=peer)
-            panel.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=7, color="#444444")
+            panel.bar_label(
+                bars,
+                ["" if value != value else f"{value:.2f}" for value in values],
+                padding=3,
+                fontsize=7,
+                color="#444444",
+            )
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set_title(f"batch {batch}", fontsize=10)
         panel.set_yticks(range(len(models)), models)

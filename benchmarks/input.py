@@ -44,7 +44,8 @@ def run(task, arguments):
     medians = {name: statistics.median(values) for name, values in rates.items()}
     rows = [("pipeline", "pictures / s / core", f"of {REFERENCE}")]
     rows += [(name, f"{value:.0f}", f"{value / medians[REFERENCE]:.2f}") for name, value in medians.items()]
-    results.write(task, rows, f"median of {TURNS} turns", ("grain", "pillow", "cykooz.resizer", "torch", "torchvision"))
+    packages = ("grain", "pillow", "cykooz.resizer", "torch", "torchvision")
+    print(results.write(task, rows, f"median of {TURNS} turns", packages, on_host=True))
 
 
 def make_pictures(folder, count=BATCH * 8, names=128):

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.runners import ON_GPU, THREADS, Run, images_and_labels
+from benchmarks.ours import Run, images_and_labels
+from benchmarks.torch_peer import ON_GPU, THREADS
 from res2net_jax.variants import get_variant
 
 
@@ -49,7 +50,7 @@ def onnx_inference(name: str, batch: int) -> Run:
 def _onnx_model(name, batch):
     import timm
 
-    model = timm.create_model(name).eval()
+    model = timm.create_model(name, zero_init_last=False).eval()
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         example = torch.zeros(batch, 3, 224, 224)
         torch.onnx.export(model, (example,), file.name, dynamo=True, external_data=False, verbose=False)

@@ -13,37 +13,47 @@ FOLDER = Path("benchmarks/results")
 
 
 def write(
-    task: str, rows: list[tuple[str, ...]], remark: str, packages: tuple[str, ...], folder: Path = FOLDER
-) -> None:
-    """``FOLDER/TASK-DEVICE.csv`` and ``.txt``; the first of ``rows`` is the header."""
+    task: str,
+    rows: list[tuple[str, ...]],
+    remark: str,
+    packages: tuple[str, ...],
+    folder: Path = FOLDER,
+    *,
+    on_host: bool = False,
+) -> str:
+    """Writes ``FOLDER/TASK-DEVICE.csv`` and ``.txt``, and returns the text.
+
+    Args:
+        rows: The first is the header.
+        on_host: It was measured on the processor, whatever JAX computes on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{task}-{kind()}"
+    first = jax.devices("cpu" if on_host else None)[0]
+    stem = folder / f"{task}-{kind(first)}"
     with open(stem.with_suffix(".csv"), "w", newline="") as file:
         csv.writer(file).writerows(rows)
     about = [
-        f"{task} on {device()}; {remark}",
+        f"{task} on {device(first)}; {remark}",
         ", ".join(f"{name} {version}" for name, version in versions(*packages).items()),
     ]
     text = "\n".join([*about, "", table(rows), ""])
     stem.with_suffix(".txt").write_text(text)
-    print(f"\n{text}")
+    return text
 
 
 def read(task: str, folder: Path = FOLDER) -> list[dict[str, str]]:
     """The rows that :func:`write` wrote on this kind of device."""
-    with open(folder / f"{task}-{kind()}.csv", newline="") as file:
+    with open(folder / f"{task}-{kind(jax.devices()[0])}.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def kind() -> str:
+def kind(first: jax.Device) -> str:
     """``cpu``, or the accelerator's name as a part of a file name."""
-    first = jax.devices()[0]
     return "cpu" if first.platform == "cpu" else first.device_kind.replace(" ", "-").lower()
 
 
-def device() -> str:
+def device(first: jax.Device) -> str:
     """The processor's or accelerator's name."""
-    first = jax.devices()[0]
     if first.platform != "cpu":
         return f"{jax.device_count()} x {first.device_kind}"
     try:

@@ -1,7 +1,7 @@
 """From the start of a fresh process to its first answer: ours from a checkpoint, timm's from a file.
 
-Caches are warm on both sides: the files in the page cache, our program in JAX's compilation cache (where the commands
-keep it, and where JAX_COMPILATION_CACHE_DIR puts it for a script). The two take turns.
+Caches are warm on both sides: the files in the page cache, our program in JAX's compilation cache, as the commands keep
+it. Both compute in float32 on the same device, and take turns.
 """
 
 import dataclasses
@@ -22,14 +22,17 @@ from benchmarks import results
 
 OURS = """
 import sys, numpy, res2net_jax
+from res2net_jax.backend import use_compilation_cache
+use_compilation_cache()
 model = res2net_jax.compile(res2net_jax.load(sys.argv[1]))
 print(numpy.asarray(model(numpy.zeros((1, 224, 224, 3), numpy.float32))).shape)
 """
 TIMM = """
 import sys, timm, torch
-model = timm.create_model(sys.argv[2], checkpoint_path=sys.argv[1]).eval()
+device = "cuda" if torch.cuda.is_available() else "cpu"
+model = timm.create_model(sys.argv[2], checkpoint_path=sys.argv[1]).eval().to(device)
 with torch.inference_mode():
-    print(model(torch.zeros(1, 3, 224, 224)).numpy().shape)
+    print(model(torch.zeros(1, 3, 224, 224, device=device)).cpu().numpy().shape)
 """
 
 
@@ -56,15 +59,12 @@ def run(task: str, arguments: list[str]) -> None:
             ours, theirs = map(statistics.median, zip(*times))
             rows.append((name, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.2f}"))
     remark = f"median of {options.rounds}, in turns; load, compile and one image at 224"
-    results.write(task, rows, remark, ("jax", "flax", "orbax-checkpoint", "torch", "timm"), options.results)
+    print(results.write(task, rows, remark, ("jax", "flax", "orbax-checkpoint", "torch", "timm"), options.results))
 
 
 def _seconds(code, file, name, folder):
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = {**os.environ, "RES2NET_JAX_HOME": f"{folder}/home"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, file, name], check=True, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start

@@ -7,14 +7,16 @@ threads for each; bfloat16 (torch: autocast and channels_last) on a GPU.
 import dataclasses
 import functools
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import jax
 import tyro
 
-from benchmarks import peers, results, runners
+from benchmarks import ours, peers, results, torch_peer
 from res2net_jax.command_line import table
+from res2net_jax.files import first_line
 
 MODELS = (
     "res2net50_26w_4s",
@@ -24,20 +26,23 @@ MODELS = (
     "res2net50_14w_8s",
     "res2net101_26w_4s",
 )
+# A torch.compile that replays CUDA graphs, as XLA does, is its faster mode for small batches on a GPU.
+TORCH = {"timm eager": "eager", "torch.compile": "default"}
+TORCH |= {"torch.compile, CUDA graphs": "reduce-overhead"} if torch_peer.ON_GPU else {}
 RUNNERS = {
     "inference": {
-        "res2net_jax": runners.ours_inference,
-        "timm eager": functools.partial(runners.timm_inference, compiled=False),
-        "torch.compile": functools.partial(runners.timm_inference, compiled=True),
+        "res2net_jax": ours.inference,
+        **{name: functools.partial(torch_peer.inference, mode=mode) for name, mode in TORCH.items()},
         "zeromodels": peers.keras_inference,
-        "ONNX Runtime": peers.onnx_inference,
+        **({} if torch_peer.ON_GPU else {"ONNX Runtime": peers.onnx_inference}),
     },
     "train": {
-        "res2net_jax": runners.ours_train,
-        "timm eager": functools.partial(runners.timm_train, compiled=False),
-        "torch.compile": functools.partial(runners.timm_train, compiled=True),
+        "res2net_jax": ours.train,
+        **{name: functools.partial(torch_peer.train, mode=mode) for name, mode in TORCH.items()},
     },
 }
+BATCHES = {"inference": (1, 8, 64, 256), "train": (64, 256)}
+BATCHES = BATCHES if torch_peer.ON_GPU else {"inference": (1, 8, 32), "train": (8, 16)}
 PACKAGES = ("jax", "flax", "torch", "timm", "zeromodels", "keras", "onnxruntime")
 
 
@@ -47,7 +52,7 @@ class Options:
 
     models: tuple[str, ...] = MODELS
     batches: tuple[int, ...] = ()
-    """By default 1, 8 and 32 for inference, 8 and 16 for training."""
+    """By default 1, 8 and 32 for inference, 8 and 16 for training; on a GPU 1, 8, 64 and 256, and 64 and 256."""
     rounds: int = 7
     """Measurements of each runner; the median counts."""
     seconds: float = 1.0
@@ -57,34 +62,44 @@ class Options:
 
 def run(task: str, arguments: list[str]) -> None:
     options = tyro.cli(Options, prog=f"python -m benchmarks {task}", args=arguments)
-    if (jax.default_backend() == "gpu") != runners.ON_GPU:
+    if jax.default_backend() != ("gpu" if torch_peer.ON_GPU else "cpu"):
         raise ValueError(
-            f"JAX computes on {jax.default_backend()} and torch on {'a GPU' if runners.ON_GPU else 'the CPU'}; install "
-            "both for the same, e.g. pip install '.[benchmark,cuda]'"
+            f"JAX computes on {jax.default_backend()} and torch on {'a GPU' if torch_peer.ON_GPU else 'the CPU'}; "
+            "install both for the same, e.g. pip install '.[benchmark,cuda]'"
         )
-    names = [name for name in RUNNERS[task] if not (runners.ON_GPU and name == "ONNX Runtime")]
-    rows = [("model", "batch", *(f"{name} (ms)" for name in names), *(f"{name} / ours" for name in names[1:]))]
+    first, *others = names = list(RUNNERS[task])
+    rows = [("model", "batch", *(f"{name} (ms)" for name in names), *(f"{name} / ours" for name in others))]
+    kind = "bfloat16" if torch_peer.ON_GPU else f"float32, {torch_peer.THREADS} threads each"
+    remark = f"{kind}, median of {options.rounds}; above 1 we are the faster"
     for model in options.models:
-        for batch in options.batches or {"inference": (1, 8, 32), "train": (8, 16)}[task]:
-            medians = measure({name: RUNNERS[task][name] for name in names}, model, batch, options)
-            ratios = [f"{medians[name] / medians[names[0]]:.2f}" for name in names[1:]]
-            rows.append((model, str(batch), *(f"{1e3 * medians[name]:.1f}" for name in names), *ratios))
+        for batch in options.batches or BATCHES[task]:
+            medians = measure(RUNNERS[task], model, batch, options.rounds, options.seconds)
+            milliseconds = [f"{1e3 * medians[name]:.1f}" if name in medians else "" for name in names]
+            ratios = [f"{medians[name] / medians[first]:.2f}" if name in medians else "" for name in others]
+            rows.append((model, str(batch), *milliseconds, *ratios))
             print(table([rows[0], rows[-1]]).splitlines()[-1], flush=True)
-    remark = f"{runners.THREADS} threads each, median of {options.rounds}; above 1 we are the faster"
-    results.write(task, rows, remark, PACKAGES, options.results)
+            text = results.write(task, rows, remark, PACKAGES, options.results)  # hours may follow
+    print(f"\n{text}")
 
 
-def measure(makers: dict, model: str, batch: int, options: Options) -> dict[str, float]:
-    """Median seconds of one execution for each runner."""
-    made = {name: make(model, batch) for name, make in makers.items()}
-    repeats = {}
-    for name, execute in made.items():
-        execute()  # compiles
-        start = time.perf_counter()
-        execute()
-        repeats[name] = max(1, round(options.seconds / (time.perf_counter() - start)))
+def measure(makers: dict, model: str, batch: int, rounds: int, seconds: float) -> dict[str, float]:
+    """Median seconds of one execution for each runner; a peer that fails is named on stderr and left out."""
+    made, repeats = {}, {}
+    for name, make in makers.items():
+        try:
+            execute = make(model, batch)
+            execute()  # compiles
+            start = time.perf_counter()
+            execute()
+            repeats[name] = max(1, round(seconds / (time.perf_counter() - start)))
+        except Exception as error:  # of the memory, say; each library has its own errors
+            if not made:
+                raise
+            print(f"{name} cannot run {model} at batch {batch}: {first_line(error)}", file=sys.stderr)
+            continue
+        made[name] = execute
     times = {name: [] for name in made}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, execute in made.items():
             execute()  # what the runner before left in the caches is not this one's
             start = time.perf_counter()

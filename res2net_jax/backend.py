@@ -7,8 +7,8 @@ import jax
 
 from res2net_jax.files import cache_home
 
-# XLA:CPU hands convolutions to a library (YNNPACK) that is slower at these shapes than its own; its reductions are
-# faster and stay there.
+# XLA:CPU hands convolutions to a library (YNNPACK) that is slower at these shapes than its own: without it inference of
+# res2net50_14w_8s at batch 8 went from 0.75 s to 0.47. Its reductions are faster and stay there.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 

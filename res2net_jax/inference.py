@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from res2net_jax.arch import natural
-from res2net_jax.backend import compiler_options
+from res2net_jax.fusion import compiled
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import Picture, preprocess
 from res2net_jax.variants import VARIANTS, Preprocessing
@@ -61,15 +61,14 @@ def classify(
     if is_array:
         model.check_images(images)
     transform = None if is_array else preprocess(picture_setting(model))
-    answers = []
+    run, answers = compiled(model), []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         if transform is not None:
             batch = np.stack([transform(picture) for picture in batch])
         padding = min(batch_size, len(images)) - len(batch)  # the last batch as large as the others: one compilation
         padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0))) if padding else batch
-        probabilities, indices = _compiled_top()(model, jnp.asarray(padded), top_k)
-        answers += _name(names, probabilities[: len(batch)], indices[: len(batch)])
+        answers += likeliest(run(jnp.asarray(padded))[: len(batch)], names, top_k)
     return answers[0] if single else answers
 
 
@@ -123,14 +122,6 @@ def _name(names, probabilities, indices):
     return [[Prediction(names[i], p, i) for p, i in zip(*row)] for row in rows]
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _top(logits, k):
     return jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), k)
-
-
-@functools.cache
-def _compiled_top():
-    @functools.partial(jax.jit, static_argnums=2, compiler_options=compiler_options())
-    def top(model, images, k):
-        return _top(model(images), k)
-
-    return top

@@ -16,9 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from res2net_jax.backend import compiler_options
-from res2net_jax.fusion import fuse
+from res2net_jax.fusion import cast_weights, fuse
 from res2net_jax.init import variables
-from res2net_jax.layers import Conv, Linear
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
 
@@ -92,10 +91,7 @@ def write(
     """
     fused = fuse(model)
     fused.set_attributes(dtype=dtype)
-    for _, module in nnx.iter_modules(fused):
-        if isinstance(module, Conv | Linear):
-            for leaf in variables(module).values():
-                leaf.set_value(leaf.get_value().astype(dtype))  # as every call would
+    cast_weights(fused)
     weights = {path: leaf.get_value() for path, leaf in variables(fused).items()}
     graphdef, state = nnx.split(fused)
 

@@ -6,10 +6,10 @@ the number of the next step, and a run may resume with other workers or processe
 """
 
 import dataclasses
+import functools
 import importlib.util
 from typing import Any, Literal
 
-import grain
 import numpy as np
 
 from res2net_jax.preprocess import resize_and_crop
@@ -165,14 +165,10 @@ class _TrainExample:
     interpolation: str
     epoch_size: int
 
-    def __post_init__(self):
-        order = grain.MapDataset.range(len(self.dataset)).seed(self.seed).shuffle()
-        object.__setattr__(self, "order", order)
-
     def __call__(self, g: int) -> dict[str, Any]:
         epoch, position = divmod(g, self.epoch_size)
         n = len(self.dataset)
-        index = first = self.order[epoch * n + position]  # shuffled anew in each epoch
+        index = first = int(_order(n, self.seed, epoch)[position])
         # Counter-based: the random numbers of example g are the same wherever and whenever it is made.
         rng = np.random.Generator(np.random.Philox(key=[self.seed, g]))
         for _ in range(min(n, _MAX_UNREADABLE)):
@@ -235,6 +231,14 @@ class _EvalExample:
             ) from error
         image = np.asarray(resize_and_crop(pixels, self.preprocessing, size)).reshape(size, size, in_chans)
         return {"image": image, "label": _label(self.dataset, record), "mask": True}
+
+
+@functools.lru_cache(maxsize=2)  # workers read ahead, into the epoch after
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The examples of an epoch in random order, int32 [n]. Kept, it saves Grain's index_shuffle, 0.07 ms a picture."""
+    # Of raw bits, which are the same in every version of NumPy; those of Generator.permutation need not be.
+    bits = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(n)
+    return np.argsort(bits, kind="stable").astype(np.int32)
 
 
 def _label(dataset, record):

@@ -164,10 +164,12 @@ def test_sharded_load_puts_the_arrays_on_every_device(model, tmp_path):
 import jax, numpy as np, res2net_jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-model = res2net_jax.load({str(folder)!r}, sharding=NamedSharding(mesh, P()), num_classes=3)
+model = res2net_jax.load({str(folder)!r}, sharding=NamedSharding(mesh, P()), num_classes=3).eval()
 assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(model))
 images = jax.device_put(np.ones((8, 32, 32, 3), "float32"), NamedSharding(mesh, P("data")))
 logits = jax.jit(lambda m, x: m(x))(model, images)
+fast = res2net_jax.compile(model)(images)
+assert fast.sharding == logits.sharding and np.allclose(fast, logits, rtol=1e-4, atol=1e-5)
 print(logits.shape, len(logits.sharding.device_set))
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

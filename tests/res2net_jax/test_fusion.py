@@ -1,3 +1,6 @@
+import dataclasses
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +8,7 @@ import pytest
 
 import res2net_jax
 from res2net_jax.backend import compiler_options
+from res2net_jax.fusion import _COMPILED, _program, cast_weights, compiled
 from res2net_jax.init import variables
 from res2net_jax.layers import BatchNorm
 
@@ -53,10 +57,36 @@ def test_fusion_leaves_one_kernel_and_one_bias_a_convolution():
 
 def test_bfloat16_stays_bfloat16():
     model = random_model("float32", dtype=jnp.bfloat16)
-    compiled = res2net_jax.compile(model)(images())
-    assert compiled.dtype == jnp.bfloat16
+    out = res2net_jax.compile(model)(images())
+    assert out.dtype == jnp.bfloat16
+    fused = res2net_jax.fuse(model)
+    cast_weights(fused)  # once, not in every call
+    assert {leaf.dtype for leaf in variables(fused).values()} == {jnp.dtype("bfloat16")}
     plain = np.asarray(random_model("float32")(images()))
-    assert np.abs(np.asarray(compiled, "float32") - plain).max() < 0.05 * np.abs(plain).max()
+    assert np.abs(np.asarray(out, "float32") - plain).max() < 0.05 * np.abs(plain).max()
+
+
+def test_what_is_compiled_is_kept_until_the_model_changes(x64):
+    model, other, x = random_model("float64"), random_model("float64"), images("float64")
+    run = compiled(model)
+    assert compiled(model) is run
+    compilations = _program.cache_info().misses
+    for change in (
+        lambda: model.fc.kernel.set_value(model.fc.kernel.get_value() * 2),
+        lambda: model.stages[0][0].bn1.mean.set_value(model.stages[0][0].bn1.mean.get_value() + 1),
+    ):
+        before = compiled(model)(x)
+        change()
+        assert np.abs(compiled(model)(x) - model(x)).max() < 1e-13 * np.abs(model(x)).max()
+        assert np.abs(before - model(x)).max() > 1e-3 * np.abs(before).max()
+    assert np.abs(compiled(other)(x) - other(x)).max() < 1e-13 * np.abs(other(x)).max()
+    assert _program.cache_info().misses == compilations  # one program for all of these weights
+    model.arch = dataclasses.replace(model.arch, global_pool="max")
+    assert np.abs(compiled(model)(x) - model(x)).max() < 1e-13 * np.abs(model(x)).max()
+    alive = len(_COMPILED)
+    del model
+    gc.collect()
+    assert len(_COMPILED) == alive - 1
 
 
 def test_what_a_fused_model_is_not_for(tmp_path):
