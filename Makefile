@@ -10,7 +10,7 @@ demo-port: .venv/test  ## ports a PyTorch release file, certifies it and classif
 	$(BIN)/python examples/port_and_classify.py
 
 test: .venv/test
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 lint: .venv/test
 	$(BIN)/ruff check

@@ -47,13 +47,9 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
             values = [float(ratios.get(model, {}).get(f"{peer} / ours") or "nan") for model in models]
             places = [place + (i - (len(peers) - 1) / 2) * height for place in range(len(models))]
             bars = panel.barh(places, values, height * 0.9, color=COLORS[peer], label=peer)
-            panel.bar_label(
-                bars,
-                ["" if value != value else f"{value:.2f}" for value in values],
-                padding=3,
-                fontsize=7,
-                color="#444444",
-            )
+            labels = ["" if value != value else f"{value:.2f}" for value in values]
+            behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # the line at 1 would cross them
+            panel.bar_label(bars, labels, padding=3, fontsize=7, color="#444444", bbox=behind)
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set_title(f"batch {batch}", fontsize=10)
         panel.set_yticks(range(len(models)), models)

@@ -126,7 +126,10 @@ class BatchNorm(nnx.Module):
             )
         mean, var = _moments(x)
         for running, batch in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
-            running[...] += self.momentum * (batch[0, 0, 0, 0].astype(running.dtype) - running[...])
+            before = running.get_value()
+            # Not running[...] = : Flax then asks for the array's sharding, for which JAX searches all that was traced
+            # so far: a training step took 5.4 s to trace for 2.8 with 50 layers, 20 s for 4.5 with 101.
+            running.set_value(before + self.momentum * (batch[0, 0, 0, 0].astype(running.dtype) - before))
         return mean, var
 
 

@@ -61,10 +61,14 @@ def test_logits_and_stages_equal_timm(name, dtype, size, tolerance, timm_model, 
         assert difference(a, b) < tolerance
 
 
-@pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2next50", "res2net50d"])
-def test_training_step_equals_torch(name, timm_model, x64):
-    reference = timm_model(name).double().train()
-    model = ported(name, reference, "float64").train()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("res2net50_26w_4s", {}), *((name, {"layers": (1, 2, 1, 1)}) for name in ("res2next50", "res2net50d"))],
+)
+def test_training_step_equals_torch(name, options, timm_model, x64):
+    reference = timm_model(name, **options).double().train()
+    model = res2net_jax.create(name, param_dtype="float64", **options)
+    porting.load_state_dict(model, reference.state_dict())
     x, labels = images((4, 75, 64, 3), "float64"), np.array([3, 1, 4, 159])
 
     loss = torch.nn.functional.cross_entropy(reference(nchw(x)), torch.from_numpy(labels))

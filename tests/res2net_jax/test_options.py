@@ -50,7 +50,7 @@ OPTIONS = [
     {"global_pool": "catavgmax"},
     {"global_pool": "", "num_classes": 0},
     {"drop_rate": 0.3, "drop_path_rate": 0.2, "drop_block_rate": 0.1},
-    *({"act_layer": name} for name in ACTIVATIONS),
+    *({"act_layer": name, "layers": (1, 1, 1, 1)} for name in ACTIVATIONS),
 ]
 
 
@@ -136,7 +136,9 @@ def test_gradients_with_options_equal_torch(options, x64):
 @pytest.mark.parametrize(
     ("name", "output_stride", "indices"),
     [
-        *((name, stride, None) for name in ("res2net50_26w_4s", "res2next50", "res2net50d") for stride in (8, 16, 32)),
+        *(("res2net50_26w_4s", stride, None) for stride in (8, 16, 32)),
+        ("res2next50", 8, None),
+        ("res2net50d", 16, None),
         *(("res2net50_26w_4s", 16, indices) for indices in ((1, 3), (0,), (-1,), 2)),
     ],
 )
