@@ -17,9 +17,14 @@ import os
 import subprocess
 import sys
 
+if __name__ == "__main__":
+    from train.huge_pages import use_huge_pages
+
+    use_huge_pages()  # for all, as the trainer does
+
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room on the same GPU
 
-from res2net_jax.command_line import main  # noqa: E402
+from res2net_jax.command_line import main
 
 TASKS = ("inference", "train", "startup", "input", "compilation", "scaling", "chart")
 

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
 import matplotlib.pyplot as plt
 import tyro
 
@@ -28,7 +27,7 @@ class Options:
 def run(task: str, arguments: list[str]) -> None:
     options = tyro.cli(Options, prog="python -m benchmarks chart", args=arguments)
     rows = results.read("inference", options.results)
-    file = options.results / f"inference-{results.kind(jax.devices()[0])}.svg"
+    file = options.results / f"inference-{results.kind()}.svg"
     draw(rows).savefig(file, facecolor="white")
     print(file)
 

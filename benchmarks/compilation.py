@@ -1,7 +1,7 @@
 """Seconds that XLA takes to compile, and memory: of 50 and of 101 layers, at batch 8, each in a fresh process.
 
-"Peak RSS" is the most that the process held on the host, with the imports: in ``load``, which reads a checkpoint;
-else until the program has run once.
+"Peak RSS" is the most that the process held on the host, until the program has run once; ``load`` reads a checkpoint,
+and ``import`` is what any of them holds before. Linux only.
 """
 
 import json

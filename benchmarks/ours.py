@@ -20,10 +20,6 @@ def images_and_labels(batch: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((batch, 224, 224, 3), np.float32), rng.integers(0, 1000, batch)
 
 
-def on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
-
-
 def inference(name: str, batch: int) -> Run:
     compiled = res2net_jax.compile(create(name).eval())
     images = jax.device_put(images_and_labels(batch)[0])
@@ -43,7 +39,8 @@ def train(name: str, batch: int) -> Run:
 
 def create(name: str) -> res2net_jax.Res2Net:
     """bfloat16 on a GPU. No weights are zero: a device computes zeros with less power, hence faster."""
-    return res2net_jax.create(name, dtype=jnp.bfloat16 if on_gpu() else None, zero_init_last=False)
+    dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else None
+    return res2net_jax.create(name, dtype=dtype, zero_init_last=False)
 
 
 def train_step(name: str, batch: int) -> tuple[jax.stages.Wrapped, list, tuple[jax.Array, jax.Array]]:

@@ -28,12 +28,12 @@ def write(
         on_host: It was measured on the processor, whatever JAX computes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    first = jax.devices("cpu" if on_host else None)[0]
-    stem = folder / f"{task}-{kind(first)}"
+    measured_on = jax.devices("cpu" if on_host else None)[0]
+    stem = folder / f"{task}-{kind(measured_on)}"
     with open(stem.with_suffix(".csv"), "w", newline="") as file:
         csv.writer(file).writerows(rows)
     about = [
-        f"{task} on {device(first)}; {remark}",
+        f"{task} on {device(measured_on)}; {remark}",
         ", ".join(f"{name} {version}" for name, version in versions(*packages).items()),
     ]
     text = "\n".join([*about, "", table(rows), ""])
@@ -43,13 +43,14 @@ def write(
 
 def read(task: str, folder: Path = FOLDER) -> list[dict[str, str]]:
     """The rows that :func:`write` wrote on this kind of device."""
-    with open(folder / f"{task}-{kind(jax.devices()[0])}.csv", newline="") as file:
+    with open(folder / f"{task}-{kind()}.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def kind(first: jax.Device) -> str:
-    """``cpu``, or the accelerator's name as a part of a file name."""
-    return "cpu" if first.platform == "cpu" else first.device_kind.replace(" ", "-").lower()
+def kind(device: jax.Device | None = None) -> str:
+    """``cpu``, or the accelerator's name as a part of a file name; by default of what JAX computes on."""
+    device = device or jax.devices()[0]
+    return "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "-").lower()
 
 
 def device(first: jax.Device) -> str:

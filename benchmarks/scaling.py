@@ -32,7 +32,7 @@ MODEL = "res2net50_26w_4s"
 IMAGES = 2  # of each device
 BANDWIDTH, LATENCY = 100e9, 10e-6
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-STEP = 0.1
+STEP = 0.1  # seconds
 
 
 def run(task: str, arguments: list[str]) -> None:

@@ -1,8 +1,11 @@
 """What all commands share: one line for a user's mistake, a traceback for ours."""
 
+import atexit
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from res2net_jax.files import first_line, out_of_memory
@@ -15,11 +18,13 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError)
 def main(command: Callable[[list[str]], int | None]) -> None:
     """Runs ``command`` on the arguments and exits.
 
-    The exit code is 0 when done, 2 for a mistake or a failure that is explained, 130 when interrupted, and otherwise
-    what ``command`` returns. ``--debug`` anywhere shows the traceback of the failure as well.
+    The exit code is 0 when done, 2 for a mistake or a failure that is explained, and otherwise what ``command``
+    returns. Interrupted, the process ends by the signal, which a shell reports as 130. ``--debug`` anywhere shows the
+    traceback of the failure as well.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    code = None
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be what the terminal cannot show
     sys.unraisablehook = _unraisable
     try:
@@ -28,26 +33,47 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     except BrokenPipeError:  # the reader, e.g. head, has seen enough
         _silence_stdout()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.excepthook = lambda *_: None
+        raise  # so that Python ends by the signal, and with it a shell's loop around this command
     except Exception as error:
         full = out_of_memory(error)
         if debug or not (full or isinstance(error, EXPECTED)):
             raise
         advice = f"not enough memory ({first_line(error)}); a smaller --batch-size, or fewer pixels, need less"
         print(f"error: {advice if full else error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _silence_stdout()  # which was itself what failed, e.g. on a full disk
+        code = 2
+    if _abandoned.is_set():
+        atexit._run_exitfuncs()
         with contextlib.suppress(OSError):
             sys.stdout.flush()
-            sys.exit(2)
-        _silence_stdout()  # which was itself what failed, e.g. on a full disk
-        sys.exit(2)
-    else:
-        if code:
-            sys.exit(code)
+        os._exit(code or 0)
+    if code:
+        sys.exit(code)
+
+
+def abandon_threads() -> None:
+    """From now on :func:`main` ends the process without waiting for its threads."""
+    _abandoned.set()
+
+
+_abandoned = threading.Event()
 
 
 def _unraisable(report):
-    """All but what Orbax leaves behind: a read or write that ends after another has failed finds its loop closed."""
-    if not (isinstance(report.exc_value, RuntimeError) and str(report.exc_value) == "Event loop is closed"):
+    """What Python cannot raise, in a destructor or a callback.
+
+    A Ctrl-C is sent again, or it would be lost. Not shown is what Orbax leaves behind: a read or write that ends
+    after another has failed finds its loop closed.
+    """
+    if issubclass(report.exc_type, KeyboardInterrupt):
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    elif not (isinstance(report.exc_value, RuntimeError) and str(report.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(report)
 
 

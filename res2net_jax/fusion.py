@@ -50,7 +50,8 @@ def compile(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, 
         model: In eval mode. Later changes of its weights have no effect.
 
     Returns:
-        Images [b, h, w, c], as the model takes them, -> what ``model(images)`` gives.
+        Images [b, h, w, c], as the model takes them, -> what ``model(images)`` gives. Also within other programs, of
+        ``jax.jit`` or ``jax.grad``, which are then compiled with options of their own.
 
     Raises:
         ValueError: ``model`` is in train mode.
@@ -65,7 +66,13 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     run = _program(function, graphdef, structure)
-    return lambda images: run(leaves, images)
+
+    def call(images):
+        # Within another program, of jax.jit or jax.grad, options are the outer one's matter.
+        inner = run.__wrapped__ if isinstance(images, jax.core.Tracer) else run
+        return inner(leaves, images)
+
+    return call
 
 
 def compiled(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]]:
@@ -92,7 +99,7 @@ _COMPILED = weakref.WeakKeyDictionary()
 
 @functools.lru_cache(maxsize=8)
 def _program(function, graphdef, structure):
-    # Of the flat arrays: to walk through a module of 300 took 5 ms a call, this takes a tenth of one.
+    # Of the flat arrays: a call of 300 of them costs 0.09 ms, of jax.jit with the module as its argument 4.6 ms.
     @jax.jit(compiler_options=compiler_options())
     def run(leaves, images):
         return function(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)), images)

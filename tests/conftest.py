@@ -27,6 +27,11 @@ def pytest_configure(config):
         }
 
 
+def pytest_collection_modifyitems(items):
+    """The trainer's long tests first, or one of two workers would end with them alone."""
+    items.sort(key=lambda item: "tests/train/" not in item.nodeid)
+
+
 @functools.lru_cache(maxsize=2)
 def _timm_model(name, **kwargs):
     import timm

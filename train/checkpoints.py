@@ -19,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from res2net_jax import command_line
 from res2net_jax.checkpoint import describe
 from res2net_jax.files import first_line, remove_tree
 from res2net_jax.model import Res2Net
@@ -141,6 +142,7 @@ class Checkpoints:
         """Waits for the save under way and lets go of everything; also where this process alone has failed."""
         if problem := self._problem():
             _warn(f"the last checkpoint could not be saved: {problem}")
+            command_line.abandon_threads()
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
@@ -161,6 +163,8 @@ class Checkpoints:
             )
             # A checkpointer whose save failed may take it for done and delete an older one in its favour.
             self._checkpointer = None
+            # And some of its threads wait, up to 20 minutes, for a word from those that failed.
+            command_line.abandon_threads()
             return False
         return True
 

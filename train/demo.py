@@ -6,9 +6,13 @@ A minute or so on two cores, without a download, without torch. The folder ``dem
 ``predictions.png`` and the run itself.
 """
 
+if __name__ == "__main__":  # which starts anew, so before the imports
+    from train.huge_pages import use_huge_pages
+
+    use_huge_pages()
+
 import dataclasses
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -30,15 +34,15 @@ FOLDER = Path("demo")
 ROWS, COLUMNS = 6, 12
 
 
-def demo(_arguments: list[str]) -> None:
-    """Trains, loads, evaluates and draws; exits with the trainer's code if that is not 0."""
+def demo(_arguments: list[str]) -> int:
+    """Trains, loads, evaluates and draws; returns the trainer's exit code."""
     run = FOLDER / "run"
     shutil.rmtree(run, ignore_errors=True)
     config = dataclasses.replace(RECIPES["digits"](), output=str(run))
     with StopRequest() as stop:
         code = main(config, stop)
     if code:
-        sys.exit(code)
+        return code
 
     model = res2net_jax.load(run / "checkpoints")
     images, labels = test_images(config, model)
@@ -50,6 +54,7 @@ def demo(_arguments: list[str]) -> None:
     draw_curves(read_rows(run / "metrics.csv"), FOLDER / "curves.png")
     draw_predictions(images, labels, probabilities, FOLDER / "predictions.png")
     print(f"Look at {FOLDER / 'curves.png'} and {FOLDER / 'predictions.png'}.")
+    return 0
 
 
 def test_images(config, model) -> tuple[np.ndarray, np.ndarray]:

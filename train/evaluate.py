@@ -4,6 +4,11 @@ Every example counts exactly once, on any number of devices and processes. The r
 the published one and becomes a row of a CSV file with the columns of timm's result tables.
 """
 
+if __name__ == "__main__":  # which starts anew, so before the imports
+    from train.huge_pages import use_huge_pages
+
+    use_huge_pages()
+
 import csv
 import dataclasses
 import re

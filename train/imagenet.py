@@ -7,6 +7,11 @@ Exit codes: 0 done. 2 a mistake in the command, the data or the checkpoints. 3 t
 infinite. 4 the last state could not be saved. 130 Ctrl-C and 143 SIGTERM: saved; the same command goes on.
 """
 
+if __name__ == "__main__":  # which starts anew, so before the imports
+    from train.huge_pages import use_huge_pages
+
+    use_huge_pages()
+
 import contextlib
 import math
 import sys
@@ -222,17 +227,15 @@ def run_evaluation(
     return {**accuracies, "loss": float(sums["loss"]) / count, "count": count}, answers, 0
 
 
-def command(arguments: list[str]) -> None:
-    """Runs the command line; exits with the codes above."""
+def command(arguments: list[str]) -> int:
+    """Runs the command line and returns the exit code."""
     config = parse(arguments, "python -m train.imagenet")
     stop = StopRequest()
     # A rehearsal has nothing to save: there a signal ends the process as it always does.
     with contextlib.nullcontext() if config.dry_run or config.fake_data else stop:
         jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM for itself.
         devices.connect(config.coordinator, config.num_processes, config.process_id)
-        code = main(config, stop)
-    if code:
-        sys.exit(code)
+        return main(config, stop)
 
 
 def _settle(pending, report):

@@ -1,4 +1,4 @@
-"""The suite's own arithmetic, and that its runners run; what they measure is for no test."""
+"""The suite's own arithmetic, and that it runs; what it measures is for no test."""
 
 import functools
 import time
@@ -24,6 +24,12 @@ def test_medians_and_peers_that_fail(capsys):
     assert "broken cannot run m at batch 1: no memory" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="no memory"):
         timing.measure({"ours": failing}, "m", 1, rounds=1, seconds=0.0)
+
+
+def test_runners_of_inference_run():
+    makers = {name: timing.RUNNERS["inference"][name] for name in ("res2net_jax", "timm eager")}
+    medians = timing.measure(makers, "res2net50_48w_2s", 1, rounds=1, seconds=0.0)
+    assert medians.keys() == makers.keys() and min(medians.values()) > 0
 
 
 def test_tables_and_the_chart(tmp_path):

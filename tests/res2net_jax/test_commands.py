@@ -330,7 +330,7 @@ def test_ctrl_c_ends_without_a_word_and_leaves_nothing(folder, photos, tmp_path)
     assert str(photos[0]) in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
-    assert (process.returncode, error) == (130, "")
+    assert (process.returncode, error) == (-signal.SIGINT, "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import res2net_jax
 from res2net_jax.backend import compiler_options
-from res2net_jax.fusion import _COMPILED, _program, cast_weights, compiled
+from res2net_jax.fusion import _COMPILED, _program, compiled
 from res2net_jax.init import variables
 from res2net_jax.layers import BatchNorm
 
@@ -57,13 +57,23 @@ def test_fusion_leaves_one_kernel_and_one_bias_a_convolution():
 
 def test_bfloat16_stays_bfloat16():
     model = random_model("float32", dtype=jnp.bfloat16)
-    out = res2net_jax.compile(model)(images())
+    run = res2net_jax.compile(model)
+    out = run(images())
     assert out.dtype == jnp.bfloat16
-    fused = res2net_jax.fuse(model)
-    cast_weights(fused)  # once, not in every call
-    assert {leaf.dtype for leaf in variables(fused).values()} == {jnp.dtype("bfloat16")}
+    weights = jax.make_jaxpr(run)(images()).consts
+    assert {leaf.dtype for leaf in weights} == {jnp.dtype("bfloat16")}  # cast once, not in every call
     plain = np.asarray(random_model("float32")(images()))
     assert np.abs(np.asarray(out, "float32") - plain).max() < 0.05 * np.abs(plain).max()
+
+
+def test_a_compiled_model_within_another_program(x64):
+    model, x = random_model("float64"), images("float64")
+    run = res2net_jax.compile(model)
+    within = jax.jit(lambda x: run(2 * x) + 1)(x)
+    np.testing.assert_allclose(within, np.asarray(run(2 * x)) + 1, rtol=1e-12, atol=1e-12)
+    gradient = jax.grad(lambda x: run(x).sum())(x)
+    expected = jax.grad(lambda x: model(x).sum())(x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-12 * np.abs(expected).max())
 
 
 def test_what_is_compiled_is_kept_until_the_model_changes(x64):

@@ -94,7 +94,7 @@ def check_random_moments(launch, reference, folder, kinds, processes):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_random_moments(launch, reference, tmp_path, processes):
-    kinds = [signal.SIGTERM, signal.SIGKILL]  # one for two processes, which take longer
+    kinds = [signal.SIGKILL, signal.SIGTERM]  # of two processes, which take longer, the one that they must agree on
     check_random_moments(launch, reference, tmp_path, kinds[processes - 1 :], processes)
 
 

@@ -1,0 +1,33 @@
+"""Huge pages for what is computed on a processor.
+
+XLA:CPU asks for the memory of a step in every step anew, and Linux maps and clears it by pages of 4 kB when they are
+first touched: 321,000 page faults a training step of res2net50_14w_8s at batch 8, which took 2.43 s for 2.07 with pages
+of 2 MB; inference took 560 ms for 513.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+TUNABLE = "glibc.malloc.hugetlb"
+
+
+def use_huge_pages() -> None:
+    """Starts the program again with glibc asking for huge pages, if the kernel gives them to those who ask alone.
+
+    glibc looks only when a program starts. To be called before the imports, or they are made twice. Where
+    GLIBC_TUNABLES says something about it already, or a debugger looks on, nothing happens.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if TUNABLE in tunables or sys.gettrace() or not _given_to_those_who_ask():
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _given_to_those_who_ask():
+    try:
+        return "[madvise]" in ENABLED.read_text()
+    except OSError:  # not Linux
+        return False
