@@ -1,6 +1,7 @@
 """Where results go: a CSV for programs, a table with device and versions for people."""
 
 import csv
+import os
 import platform
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def write(
         f"{task} on {device(measured_on)}; {remark}",
         ", ".join(f"{name} {version}" for name, version in versions(*packages).items()),
     ]
+    if tunables := os.environ.get("GLIBC_TUNABLES"):
+        about.append(f"GLIBC_TUNABLES={tunables}")
     text = "\n".join([*about, "", table(rows), ""])
     stem.with_suffix(".txt").write_text(text)
     return text
