@@ -20,7 +20,7 @@ import sys
 if __name__ == "__main__":
     from train.huge_pages import use_huge_pages
 
-    use_huge_pages()  # for all, as the trainer does
+    use_huge_pages("benchmarks")  # for all, as the trainer does
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room on the same GPU
 

@@ -25,6 +25,7 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     code = None
+    _abandoned.clear()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be what the terminal cannot show
     sys.unraisablehook = _unraisable
     try:

@@ -9,7 +9,7 @@ A minute or so on two cores, without a download, without torch. The folder ``dem
 if __name__ == "__main__":  # which starts anew, so before the imports
     from train.huge_pages import use_huge_pages
 
-    use_huge_pages()
+    use_huge_pages("train.demo")
 
 import dataclasses
 import shutil

@@ -7,7 +7,7 @@ the published one and becomes a row of a CSV file with the columns of timm's res
 if __name__ == "__main__":  # which starts anew, so before the imports
     from train.huge_pages import use_huge_pages
 
-    use_huge_pages()
+    use_huge_pages("train.evaluate")
 
 import csv
 import dataclasses

@@ -13,14 +13,18 @@ ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TUNABLE = "glibc.malloc.hugetlb"
 
 
-def use_huge_pages() -> None:
+def use_huge_pages(module: str) -> None:
     """Starts the program again with glibc asking for huge pages, if the kernel gives them to those who ask alone.
 
     glibc looks only when a program starts. To be called before the imports, or they are made twice. Where
     GLIBC_TUNABLES says something about it already, or a debugger looks on, nothing happens.
+
+    Args:
+        module: What ``python -m`` must have been given: run by another program, a notebook say, it lets that live.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if TUNABLE in tunables or sys.gettrace() or not _given_to_those_who_ask():
+    ours = ("-m", module) in zip(sys.orig_argv, sys.orig_argv[1:])
+    if not ours or TUNABLE in tunables or sys.gettrace() or not _given_to_those_who_ask():
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

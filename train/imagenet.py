@@ -10,7 +10,7 @@ infinite. 4 the last state could not be saved. 130 Ctrl-C and 143 SIGTERM: saved
 if __name__ == "__main__":  # which starts anew, so before the imports
     from train.huge_pages import use_huge_pages
 
-    use_huge_pages()
+    use_huge_pages("train.imagenet")
 
 import contextlib
 import math
