@@ -57,7 +57,7 @@ def main(command: Callable[[list[str]], int | None]) -> None:
 
 
 def abandon_threads() -> None:
-    """From now on :func:`main` ends the process without waiting for its threads."""
+    """The command under way ends without waiting for the threads it leaves behind."""
     _abandoned.set()
 
 

@@ -1,8 +1,8 @@
 """Huge pages for what is computed on a processor.
 
 XLA:CPU asks for the memory of a step in every step anew, and Linux maps and clears it by pages of 4 kB when they are
-first touched: 321,000 page faults a training step of res2net50_14w_8s at batch 8, which took 2.43 s for 2.07 with pages
-of 2 MB; inference took 560 ms for 513.
+first touched: 321,000 page faults a training step of res2net50_14w_8s at batch 8, which took 2.45 s for 2.07 with pages
+of 2 MB; inference took 555 ms for 518.
 """
 
 import os

@@ -201,6 +201,34 @@ def test_what_orbax_gives_up_is_not_shown(monkeypatch, capsys):
     assert "another defect" in error and "Event loop" not in error
 
 
+def after(command):
+    """How a program ends whose command is this code."""
+    code = f"import atexit, sys, threading, time\nfrom res2net_jax import command_line\ndef command(_):\n{command}\n"
+    program = [sys.executable, "-c", f"{code}command_line.main(command)"]
+    return subprocess.run(program, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("ending", "code"), [("return 4", 4), ("raise ValueError('full')", 2), ("return 0", 0)])
+def test_abandoned_threads_are_not_waited_for(ending, code):
+    ended = after(f"""
+        threading.Thread(target=time.sleep, args=[600]).start()
+        atexit.register(print, "in order")
+        command_line.abandon_threads()
+        {ending}""")
+    assert (ended.returncode, ended.stdout) == (code, "in order\n")
+    assert ended.stderr == ("error: full\n" if code == 2 else "")
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost():
+    ended = after("""
+        class Late:
+            def __del__(self):
+                raise KeyboardInterrupt
+        Late()
+        time.sleep(600)""")
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
 def test_what_commands_compile_is_kept_in_private(tmp_path):
     environment = os.environ | {"RES2NET_JAX_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     del environment["JAX_COMPILATION_CACHE_DIR"]

@@ -11,7 +11,6 @@ from train import huge_pages
 
 PROGRAM = """
 import os, pathlib, sys
-from res2net_jax import backend
 from train import huge_pages
 huge_pages.ENABLED = pathlib.Path(sys.argv[1])
 print("started", end=" ", flush=True)
