@@ -46,9 +46,10 @@ class Bottle2neck(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"], key: jax.Array | None = None) -> Float[Array, "b h2 w2 o"]:
         block_key, path_key = (None, None) if key is None else jax.random.split(key)
-        out = self.act(self.bn1(self.conv1(x)))
+        out = self.bn1(self.conv1(x))
 
-        splits = jnp.split(out, self.scale, axis=-1)
+        # Each split by itself: of all together XLA would write the activations, and then copy the splits out of them.
+        splits = [self.act(split) for split in jnp.split(out, self.scale, axis=-1)]
         outs = []
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns)):
             cascade = i > 0 and not self.is_first

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from res2net_jax import convolution
 from res2net_jax.backend import compiler_options
 from res2net_jax.init import variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
@@ -63,6 +64,8 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
     """As :func:`compile`, for what ``function(model, images)`` gives."""
     fused = fuse(model)
     cast_weights(fused)
+    if jax.default_backend() == "cpu":
+        fused.set_attributes(convolve=convolution.on_cpu)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     run = _program(function, graphdef, structure)

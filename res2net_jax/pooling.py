@@ -11,8 +11,9 @@ def max_pool(x: Float[Array, "b h w c"], stride: int = 2) -> Float[Array, "b h2 
     """torch.nn.MaxPool2d(3, stride, padding=1); of equal values in a window the first one has the gradient."""
     # With XLA's own gradient. One that compares the entries of a window with their maximum is faster on a CPU, and
     # wrong: each fusion computes x anew and may round it differently, so that no entry equals the maximum.
-    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
+    # One axis after the other, which on a CPU takes half the time; across first, so that the gradient's order stays.
+    x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3, 1), (1, 1, stride, 1), ((0, 0), (0, 0), (1, 1), (0, 0)))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 1, 1), (1, stride, 1, 1), ((0, 0), (1, 1), (0, 0), (0, 0)))
 
 
 def dense_max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
