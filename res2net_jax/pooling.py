@@ -1,5 +1,8 @@
 """Pools and anti-aliasing, each equal to its torch or timm namesake; maps are NHWC."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -7,13 +10,34 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(x: Float[Array, "b h w c"], stride: int = 2) -> Float[Array, "b h2 w2 c"]:
     """torch.nn.MaxPool2d(3, stride, padding=1); of equal values in a window the first one has the gradient."""
-    # With XLA's own gradient. One that compares the entries of a window with their maximum is faster on a CPU, and
-    # wrong: each fusion computes x anew and may round it differently, so that no entry equals the maximum.
-    # One axis after the other, which on a CPU takes half the time; across first, so that the gradient's order stays.
-    x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3, 1), (1, 1, stride, 1), ((0, 0), (0, 0), (1, 1), (0, 0)))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 1, 1), (1, stride, 1, 1), ((0, 0), (1, 1), (0, 0), (0, 0)))
+    # One axis after the other: on two cores 1.8 ms for 3.9, of [8, 112, 112, 64].
+    x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 1, 1), (1, stride, 1, 1), ((0, 0), (1, 1), (0, 0), (0, 0)))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3, 1), (1, 1, stride, 1), ((0, 0), (0, 0), (1, 1), (0, 0)))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(stride, primals, tangents):
+    # By the place of the maximum, which is kept: forward and backward in 16 ms for the 71 of XLA's own (select and
+    # scatter). To compare with the maximum instead would be wrong: each fusion computes x anew and may round it
+    # differently, so that no entry equals the maximum.
+    (x,), (x_dot,) = primals, tangents
+    largest, *others = _window(x, stride, -jnp.inf)
+    place = jnp.zeros(largest.shape, jnp.int8)
+    for i, entry in enumerate(others, start=1):
+        place = jnp.where(entry > largest, jnp.int8(i), place)
+        largest = jnp.maximum(largest, entry)
+    entries = enumerate(_window(x_dot, stride, 0))
+    return largest, sum(jnp.where(place == i, entry, 0) for i, entry in entries)
+
+
+def _window(x, stride, padding):
+    """The nine entries of each 3x3 window, row by row, as arrays [b, h2, w2, c]."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=padding)
+    down, across = (stride * ((size - 3) // stride) + 1 for size in x.shape[1:3])
+    return [x[:, i : i + down : stride, j : j + across : stride] for i in range(3) for j in range(3)]
 
 
 def dense_max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -24,3 +24,15 @@ def test_max_pool_and_its_gradient_equal_torchs(size, stride, x64):
     (gradient,) = pullback(jnp.asarray(weights.transpose(0, 2, 3, 1)))
     np.testing.assert_array_equal(out.transpose(0, 3, 1, 2), expected.detach())
     np.testing.assert_allclose(gradient.transpose(0, 3, 1, 2), theirs.grad, rtol=0, atol=1e-14)
+
+
+def test_max_pool_forward_mode_and_second_derivatives(x64):
+    x, x_dot, g = np.random.default_rng(0).standard_normal((3, 2, 7, 9, 3))
+    _, tangent = jax.jvp(max_pool, (x,), (x_dot,))
+    _, pullback = jax.vjp(max_pool, jnp.asarray(x))
+    g = g[:, :4, :5]
+    np.testing.assert_allclose((tangent * g).sum(), (pullback(jnp.asarray(g))[0] * x_dot).sum(), rtol=1e-12)
+    # d/dx of sum(max^3) along x_dot, once more differentiated: 6 max (max_dot)^2 where the maximum is.
+    first = jax.grad(lambda x: (max_pool(x) ** 3).sum())
+    second = jax.jvp(first, (jnp.asarray(x),), (x_dot,))[1]
+    np.testing.assert_allclose((second * x_dot).sum(), (6 * max_pool(x) * tangent**2).sum(), rtol=1e-12)
