@@ -84,7 +84,7 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise FileNotFoundError(f"the hub has no {file} in {repo}, revision {revision or 'main'}") from error
     except errors.HfHubHTTPError as error:
-        raise ConnectionError(f"the hub refused {repo}: {str(error).splitlines()[0]}") from error
+        raise ConnectionError(f"the hub refused {repo}: {files.first_line(error)}") from error
     promised = path.resolve().name  # the hub's cache names a large file by its SHA-256
     if re.fullmatch("[0-9a-f]{64}", promised) and hashing.sha256(path) != promised:
         path.resolve().unlink()

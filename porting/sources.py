@@ -11,6 +11,7 @@ import numpy as np
 
 from porting import download, hashing
 from porting.convert import to_numpy
+from res2net_jax.files import first_line
 
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _FILE = re.compile(r"\.(pth|pt|bin|tar|safetensors)$")
@@ -122,7 +123,7 @@ def _read_torch(path):
                 f"{path} holds more than tensors ({what[1] if what else 'Python objects'}), which could run code "
                 "when read, so it was not read. Save the state dict alone: torch.save(model.state_dict(), file)"
             ) from error
-        raise ValueError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is damaged or truncated: {first_line(error)}") from error
 
 
 def _unwrap(content, path):

@@ -93,6 +93,17 @@ def test_a_pickle_with_code_is_refused(tmp_path, tensors, zip_format):
     assert not pathlib.Path("/tmp/res2net_jax_was_run").exists()
 
 
+def test_a_legacy_file_cut_between_its_pickles(tmp_path, tensors):
+    file = tmp_path / "legacy.pth"
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)
+    with open(file, "rb") as opened:
+        pickle.load(opened)  # the magic number
+        whole = opened.tell()
+    file.write_bytes(file.read_bytes()[:whole])
+    with pytest.raises(ValueError, match="legacy.pth is damaged or truncated: "):
+        porting.read(file)
+
+
 @pytest.mark.parametrize("fraction", [0.2, 0.6, 0.99])
 def test_truncated_files(tmp_path, tensors, arrays, fraction):
     torch.save(tensors, tmp_path / "zip.pth")
