@@ -74,8 +74,7 @@ def winograd(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Flo
     batch, height, width, _ = x.shape
     down, across = -(-height // 2), -(-width // 2)
     to_kernel = jnp.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], kernel.dtype)
-    # To the last bit: on some backends a product of float32 is less by default.
-    kernels = jnp.einsum("ai,ijco,bj->abco", to_kernel, kernel, to_kernel, precision="highest")
+    kernels = jnp.einsum("ai,ijco,bj->abco", to_kernel, kernel, to_kernel)
     x = jnp.pad(x, ((0, 0), (1, 2 * down + 1 - height), (1, 2 * across + 1 - width), (0, 0)))
     tiles = [[x[:, i : i + 2 * down : 2, j : j + 2 * across : 2] for j in range(4)] for i in range(4)]
     tiles = _on_both_axes(_tile_in, tiles)

@@ -48,6 +48,15 @@ def test_fused_and_compiled_models_compute_the_same(options, x64):
     assert np.array_equal(model(x), expected)  # the model itself is left as it was
 
 
+def test_a_compiled_model_has_convolutions_of_its_own_on_a_cpu():
+    model = random_model("float32")
+    counts = [
+        str(jax.make_jaxpr(run)(images())).count("conv_general_dilated[") for run in (model, res2net_jax.compile(model))
+    ]
+    # Of the nine of 3x3, three are strided; the stem is one more.
+    assert counts == [10, 4]
+
+
 def test_fusion_leaves_one_kernel_and_one_bias_a_convolution():
     fused = variables(res2net_jax.fuse(random_model("float32")))
     assert {path.rsplit(".", 1)[1] for path in fused} == {"kernel", "bias"}
