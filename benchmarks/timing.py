@@ -1,4 +1,4 @@
-"""Inference and training: all runners of a row take turns, round after round, in one process.
+"""Inference and training: all runners of a row take turns, round after round, each in a process of its own.
 
 So what disturbs the machine disturbs all. The figure is the median of the rounds. float32 on the CPU, with as many
 threads for each; bfloat16 (torch: autocast and channels_last) on a GPU.
@@ -6,17 +6,14 @@ threads for each; bfloat16 (torch: autocast and channels_last) on a GPU.
 
 import dataclasses
 import functools
-import statistics
-import sys
-import time
 from pathlib import Path
 
 import jax
 import tyro
 
 from benchmarks import ours, peers, results, torch_peer
+from benchmarks.turns import measure
 from res2net_jax.command_line import table
-from res2net_jax.files import first_line
 
 MODELS = (
     "res2net50_26w_4s",
@@ -80,30 +77,3 @@ def run(task: str, arguments: list[str]) -> None:
             print(table([rows[0], rows[-1]]).splitlines()[-1], flush=True)
             text = results.write(task, rows, remark, PACKAGES, options.results)  # hours may follow
     print(f"\n{text}")
-
-
-def measure(makers: dict, model: str, batch: int, rounds: int, seconds: float) -> dict[str, float]:
-    """Median seconds of one execution for each runner; a peer that fails is named on stderr and left out."""
-    made, repeats = {}, {}
-    for name, make in makers.items():
-        try:
-            execute = make(model, batch)
-            execute()  # compiles
-            start = time.perf_counter()
-            execute()
-            repeats[name] = max(1, round(seconds / (time.perf_counter() - start)))
-        except Exception as error:  # of the memory, say; each library has its own errors
-            if not made:
-                raise
-            print(f"{name} cannot run {model} at batch {batch}: {first_line(error)}", file=sys.stderr)
-            continue
-        made[name] = execute
-    times = {name: [] for name in made}
-    for _ in range(rounds):
-        for name, execute in made.items():
-            execute()  # what the runner before left in the caches is not this one's
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                execute()
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: statistics.median(values) for name, values in times.items()}

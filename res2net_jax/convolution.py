@@ -4,9 +4,12 @@ All take images [b, h, w, i] and a square kernel [k, k, i, o] of the same dtype,
 ``dilation * (k - 1) // 2`` zeros on every side.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from res2net_jax.winograd import winograd, winograd_in_training
 
 
 def direct(
@@ -31,21 +34,28 @@ def direct(
     )
 
 
-def on_cpu(
+def for_inference(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i2 o"], *, stride: int, dilation: int, groups: int
 ) -> Float[Array, "b h2 w2 o"]:
-    """The fastest of these for a forward pass on a CPU, where :func:`direct` wastes half of the peak on narrow splits.
-
-    Of shapes that a Res2Net has; measured on two cores with AVX-512, in float32.
-    """
-    features = kernel.shape[2]
-    tiles = len(x) * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
-    if kernel.shape[0] == 3 and stride == dilation == groups == 1 and x.dtype.itemsize >= 4:
-        # Its 16 products must be large enough to be worth their transforms.
-        if features > 32 and tiles >= 100 and tiles * features**2 >= 2e6:
+    """The fastest for a forward pass; on a CPU :func:`direct` wastes half of the peak on narrow splits."""
+    if jax.default_backend() == "cpu" and stride == dilation == groups == 1 and _three_by_three(x, kernel):
+        if _worth_winograd(x):
             return winograd(x, kernel)
-        if features <= 64:
+        if kernel.shape[2] <= 64:
             return by_rows(x, kernel)
+    return direct(x, kernel, stride=stride, dilation=dilation, groups=groups)
+
+
+def for_training(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i2 o"], *, stride: int, dilation: int, groups: int
+) -> Float[Array, "b h2 w2 o"]:
+    """The fastest with its gradients, in reverse mode: on a CPU large 3x3 ones have none in forward mode."""
+    if jax.default_backend() == "cpu" and groups == 1:
+        if kernel.shape[0] == 1:
+            return _multiply(x[:, ::stride, ::stride], kernel[0, 0], _product_in_training)
+        # On many devices the 16 products of a kernel's gradient would each be summed over them.
+        if stride == dilation == 1 and _three_by_three(x, kernel) and _worth_winograd(x) and jax.device_count() == 1:
+            return winograd_in_training(x, kernel)
     return direct(x, kernel, stride=stride, dilation=dilation, groups=groups)
 
 
@@ -66,36 +76,28 @@ def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Floa
     return below + at + above
 
 
-def winograd(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
-    """A 3x3 convolution in 16 multiplications for four outputs, not 36: F(2x2, 3x3) of Lavin & Gray, 2015.
-
-    Y = A' [(G g G') * (B' d B)] A for each tile d of 4x4 inputs, which overlap by two (section 4.1).
-    """
-    batch, height, width, _ = x.shape
-    down, across = -(-height // 2), -(-width // 2)
-    to_kernel = jnp.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], kernel.dtype)
-    kernels = jnp.einsum("ai,ijco,bj->abco", to_kernel, kernel, to_kernel)
-    x = jnp.pad(x, ((0, 0), (1, 2 * down + 1 - height), (1, 2 * across + 1 - width), (0, 0)))
-    tiles = [[x[:, i : i + 2 * down : 2, j : j + 2 * across : 2] for j in range(4)] for i in range(4)]
-    tiles = _on_both_axes(_tile_in, tiles)
-    products = [[_multiply(tile, kernels[i, j]) for j, tile in enumerate(row)] for i, row in enumerate(tiles)]
-    outputs = _on_both_axes(_tile_out, products)
-    out = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
-    return out.reshape(batch, 2 * down, 2 * across, -1)[:, :height, :width]
+def _three_by_three(x, kernel):
+    return kernel.shape[0] == 3 and x.dtype.itemsize >= 4  # a transform would multiply bfloat16's rounding
 
 
-def _tile_in(d):
-    return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]  # B' d
+def _worth_winograd(x):
+    """Whether its products are large enough to be worth their transforms; as measured on two cores with AVX-512."""
+    features, tiles = x.shape[-1], len(x) * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
+    return features > 32 and tiles >= 100 and tiles * features**2 >= 2e6
 
 
-def _tile_out(m):
-    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]  # A' m
+def _multiply(x, matrix, product=jnp.matmul):
+    return product(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
 
 
-def _on_both_axes(transform, tile):
-    columns = [transform(column) for column in zip(*tile)]
-    return [transform(row) for row in zip(*columns)]
+@jax.custom_jvp
+def _product_in_training(x, matrix):
+    return x @ matrix
 
 
-def _multiply(x, matrix):
-    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
+@_product_in_training.defjvp
+def _product_jvp(primals, tangents):
+    (x, matrix), (x_dot, matrix_dot) = primals, tangents
+    # Transposed, the second is the matrix's gradient, with the larger of its sides last.
+    turned = (matrix_dot.T @ x.T).T if matrix.shape[0] > matrix.shape[1] else x @ matrix_dot
+    return x @ matrix, x_dot @ matrix + turned

@@ -65,8 +65,7 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
     """As :func:`compile`, for what ``function(model, images)`` gives."""
     fused = fuse(model)
     cast_weights(fused)
-    if jax.default_backend() == "cpu":
-        fused.set_attributes(convolve=convolution.on_cpu)
+    fused.set_attributes(convolve=convolution.for_inference)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     run = _program(function, graphdef, structure)

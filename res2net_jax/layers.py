@@ -43,7 +43,7 @@ class Conv(nnx.Module):
         self.dilation = dilation
         self.groups = groups
         self.dtype = dtype
-        self.convolve = convolution.direct  # res2net_jax.compile sets the fastest of its backend
+        self.convolve = convolution.for_training  # model.eval() and res2net_jax.compile set theirs
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         kernel = self.kernel[...]
@@ -143,9 +143,11 @@ def _normalize_jvp(eps, primals, tangents):
     mean, var = _moments(x)
     inverse = lax.rsqrt(var + eps)
     normal = (x - mean) * inverse
-    across = normal * (normal * x_dot).mean((1, 2, 3), keepdims=True)
-    centred = x_dot - x_dot.mean((1, 2, 3), keepdims=True) - across
-    return _normalize(x, *statistics, scale, bias, eps), centred * (inverse * scale) + normal * scale_dot + bias_dot
+    # Scaled before the means, not after: transposed, these are then the sums that are the gradients of scale and bias.
+    x_dot = x_dot * (inverse * scale)
+    shift, slope = (-values.mean((1, 2, 3), keepdims=True) for values in (x_dot, normal * x_dot))
+    x_dot = x_dot + shift + normal * slope
+    return _normalize(x, *statistics, scale, bias, eps), x_dot + normal * scale_dot + bias_dot
 
 
 class Linear(nnx.Module):

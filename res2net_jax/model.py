@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from res2net_jax import convolution
 from res2net_jax.activations import Activation
 from res2net_jax.arch import EXPANSION, Arch, natural, override
 from res2net_jax.blocks import Bottle2neck, run
@@ -177,7 +178,8 @@ class Res2Net(nnx.Module):
         """Normalises by the batch, updates the running statistics and drops from here on; returns the model."""
         if mode and self.bn1.folded:
             raise ValueError("a fused model is for inference alone; train the one it was made from")
-        self.set_attributes(use_running_average=not mode, deterministic=not mode)
+        convolve = convolution.for_training if mode else convolution.direct
+        self.set_attributes(use_running_average=not mode, deterministic=not mode, convolve=convolve)
         return self
 
     def eval(self) -> "Res2Net":

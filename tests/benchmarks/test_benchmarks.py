@@ -1,6 +1,8 @@
 """The suite's own arithmetic, and that it runs; what it measures is for no test."""
 
 import functools
+import multiprocessing
+import os
 import time
 
 import pytest
@@ -9,19 +11,25 @@ from benchmarks import chart, results, scaling, timing
 from res2net_jax.command_line import table
 
 
-def sleeping(milliseconds):
-    return lambda model, batch: functools.partial(time.sleep, milliseconds / 1e3)
+def sleeping(milliseconds, model, batch):
+    return functools.partial(time.sleep, milliseconds / 1e3)
 
 
 def failing(model, batch):
     raise RuntimeError("no memory")
 
 
+def killed(model, batch):
+    os._exit(9)
+
+
 def test_medians_and_peers_that_fail(capsys):
-    makers = {"ours": sleeping(1), "slow": sleeping(20), "broken": failing}
-    medians = timing.measure(makers, "m", 1, rounds=3, seconds=0.0)
+    sleepers = {name: functools.partial(sleeping, ms) for name, ms in (("ours", 1), ("slow", 20))}
+    medians = timing.measure({**sleepers, "broken": failing, "large": killed}, "m", 1, rounds=3, seconds=0.0)
     assert medians.keys() == {"ours", "slow"} and medians["slow"] >= 0.02 > medians["ours"]
-    assert "broken cannot run m at batch 1: no memory" in capsys.readouterr().err
+    messages = capsys.readouterr().err.splitlines()
+    assert messages[0] == "broken cannot run m at batch 1: no memory" and "was killed" in messages[1]
+    assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError, match="no memory"):
         timing.measure({"ours": failing}, "m", 1, rounds=1, seconds=0.0)
 

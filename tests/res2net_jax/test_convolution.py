@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from res2net_jax.convolution import by_rows, direct, on_cpu, winograd
+import res2net_jax
+from res2net_jax.convolution import by_rows, direct, for_inference, for_training
+from res2net_jax.winograd import winograd, winograd_in_training
 
 PLAIN = {"stride": 1, "dilation": 1, "groups": 1}
 BY_ROWS, FEW_TILES, WINOGRAD = (2, 9, 8, 5), (1, 7, 7, 72), (1, 23, 26, 120)
+CHOICES = pytest.mark.parametrize("choose", [for_inference, for_training])
 
 
 def close(ours, theirs):
@@ -19,29 +22,38 @@ def close(ours, theirs):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 5)], ids="{0[0]}x{0[1]}".format)
-@pytest.mark.parametrize("convolve", [by_rows, winograd, functools.partial(on_cpu, **PLAIN)])
+@pytest.mark.parametrize("convolve", [by_rows, winograd, winograd_in_training])
 def test_equals_torch_with_gradients(convolve, size, x64):
     check(convolve, (2, *size, 5))
 
 
 @pytest.mark.parametrize("shape", [BY_ROWS, FEW_TILES, WINOGRAD], ids=str)
-def test_what_is_chosen_on_a_cpu_equals_torch(shape, x64):
-    check(functools.partial(on_cpu, **PLAIN), shape)
+@CHOICES
+def test_what_is_chosen_equals_torch(choose, shape, x64):
+    check(functools.partial(choose, **PLAIN), shape)
 
 
 @pytest.mark.parametrize("change", [{"stride": 2}, {"dilation": 2}, {"groups": 2}], ids=str)
 @pytest.mark.parametrize("shape", [(2, 9, 8, 6), (1, 23, 26, 120)], ids=str)
-def test_strided_dilated_and_grouped_equal_torch(change, shape, x64):
-    check(functools.partial(on_cpu, **PLAIN | change), shape, **change)
+@CHOICES
+def test_strided_dilated_and_grouped_equal_torch(choose, change, shape, x64):
+    check(functools.partial(choose, **PLAIN | change), shape, **change)
 
 
-def check(convolve, shape, **options):
+@pytest.mark.parametrize("change", [{}, {"stride": 2}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize("features", [4, 10])
+@CHOICES
+def test_of_one_pixel_equals_torch(choose, features, change, x64):
+    check(functools.partial(choose, **PLAIN | change), (2, 9, 8, features), size=1, **change)
+
+
+def check(convolve, shape, size=3, **options):
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape)
-    kernel = rng.standard_normal((3, 3, shape[-1] // options.get("groups", 1), 6))
+    kernel = rng.standard_normal((size, size, shape[-1] // options.get("groups", 1), 6))
     their_x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     their_kernel = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
-    padding = options.get("dilation", 1)
+    padding = options.get("dilation", 1) * (size // 2)
     expected = torch.nn.functional.conv2d(their_x, their_kernel, padding=padding, **options)
     weights = rng.standard_normal(expected.shape)
     expected.backward(torch.tensor(weights))
@@ -57,27 +69,57 @@ def check(convolve, shape, **options):
     assert close(kernel_gradient.transpose(3, 2, 0, 1), their_kernel.grad.numpy())
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_second_derivatives_in_training(size, x64):
+    rng = np.random.default_rng(0)
+    shape, kernel_shape = (WINOGRAD, (3, 3, 120, 6)) if size == 3 else ((2, 5, 4, 9), (1, 1, 9, 6))
+    arguments = jnp.asarray(rng.standard_normal(shape)), jnp.asarray(rng.standard_normal(kernel_shape))
+    directions = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape)), arguments)
+
+    def products(convolve):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(convolve(x, kernel, **PLAIN)))
+
+        def slope(*arguments):
+            gradients = jax.grad(loss, (0, 1))(*arguments)
+            return sum(jnp.vdot(g, d) for g, d in zip(gradients, directions))
+
+        forward_over_reverse = jax.jvp(jax.grad(loss, (0, 1)), arguments, directions)[1]
+        return jax.tree.leaves((forward_over_reverse, jax.grad(slope, (0, 1))(*arguments)))
+
+    for ours, plain in zip(jax.jit(lambda: products(for_training))(), jax.jit(lambda: products(direct))()):
+        assert np.abs(ours - plain).max() < 1e-12 * np.abs(plain).max()
+
+
 def test_rounding_in_float32_stays_near_that_of_a_plain_convolution(x64):
     rng = np.random.default_rng(0)
-    x, kernel = rng.standard_normal((2, 28, 28, 52)), rng.standard_normal((3, 3, 52, 52))
-    exact = direct(jnp.asarray(x), jnp.asarray(kernel), **PLAIN)
+    x, kernel, weights = (rng.standard_normal(shape) for shape in ((2, 28, 28, 52), (3, 3, 52, 52), (2, 28, 28, 52)))
 
-    def error(convolve):
-        return np.abs(convolve(jnp.float32(x), jnp.float32(kernel)) - exact).max() / np.abs(exact).max()
+    def with_gradients(convolve, dtype):
+        out, pullback = jax.vjp(convolve, jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
+        return out, *pullback(jnp.asarray(weights, dtype))
 
-    plain = error(functools.partial(direct, **PLAIN))
-    assert error(by_rows) < 3 * plain
-    assert error(winograd) < 6 * plain
+    plain = functools.partial(direct, **PLAIN)
+    exact = with_gradients(plain, "float64")
+
+    def errors(convolve):
+        pairs = zip(with_gradients(convolve, "float32"), exact)
+        return np.array([np.abs(rounded - value).max() / np.abs(value).max() for rounded, value in pairs])
+
+    assert np.all(errors(by_rows) < 3 * errors(plain))
+    assert np.all(errors(winograd) < 6 * errors(plain))
+    assert np.all(errors(winograd_in_training) < 6 * errors(plain))
 
 
-def test_the_choice_on_a_cpu():
-    def primitives(shape, dtype="float32", **change):
-        kernel = jnp.zeros((3, 3, shape[-1] // change.get("groups", 1), 6), dtype)
-        program = jax.make_jaxpr(functools.partial(on_cpu, **PLAIN | change))(jnp.zeros(shape, dtype), kernel)
-        return [equation.primitive.name for equation in program.eqns]
+def program(choose, shape, dtype="float32", **change):
+    kernel = jnp.zeros((3, 3, shape[-1] // change.get("groups", 1), 6), dtype)
+    return str(jax.make_jaxpr(functools.partial(choose, **PLAIN | change))(jnp.zeros(shape, dtype), kernel))
 
-    assert primitives(BY_ROWS).count("dot_general") == 1
-    assert primitives(WINOGRAD).count("dot_general") >= 16
+
+@CHOICES
+def test_the_choice_on_a_cpu(choose):
+    assert program(choose, WINOGRAD).count("dot_general") == 16
+    assert program(choose, BY_ROWS).count("dot_general") == (1 if choose is for_inference else 0)
     for shape, options in (
         (FEW_TILES, {}),
         (BY_ROWS, {"stride": 2}),
@@ -85,4 +127,26 @@ def test_the_choice_on_a_cpu():
         (WINOGRAD, {"groups": 2}),
         (WINOGRAD, {"dtype": "bfloat16"}),  # whose rounding a transform would multiply
     ):
-        assert "conv_general_dilated" in primitives(shape, **options)
+        assert "conv_general_dilated" in program(choose, shape, **options)
+
+
+@CHOICES
+def test_the_choice_elsewhere(choose, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "conv_general_dilated" in program(choose, WINOGRAD)
+
+
+def test_the_choice_in_training_on_many_devices(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert "conv_general_dilated" in program(for_training, WINOGRAD)
+    assert "conv_general_dilated" not in program(for_inference, WINOGRAD)
+
+
+def test_a_model_convolves_as_its_mode_asks():
+    model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,))
+    convolution = model.layer1[0].convs[0]
+    assert convolution.convolve is for_training
+    model.eval()
+    assert convolution.convolve is direct
+    model.train()
+    assert convolution.convolve is for_training

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,26 @@ def test_batch_norm_has_second_derivatives(x64):
     (expected,) = torch.autograd.grad((gradient * nchw(direction)).sum(), y)
     _, ours = jax.jvp(jax.grad(loss), (jnp.asarray(x),), (jnp.asarray(direction),))
     assert difference(ours, expected) < 1e-12
+
+
+def test_the_gradient_of_batch_norm_takes_two_sums():
+    layer = BatchNorm(5, param_dtype="float32")
+
+    @jax.jit
+    def gradients(x, scale, bias, weight):
+        def run(x, scale, bias):
+            twin = nnx.clone(layer)
+            for leaf, value in zip((twin.scale, twin.bias, twin.mean, twin.var), (scale, bias, bias, scale)):
+                leaf.set_value(value)
+            return twin(x)
+
+        return jax.vjp(run, x, scale, bias)[1](weight)
+
+    x, weight = jnp.asarray(images((2, 3, 4, 4, 5), "float32"))
+    program = gradients.lower(x, jnp.ones(5), jnp.zeros(5), weight).compile().as_text()
+    # Of the output's gradient, alone and times the normalised input: the gradients of bias and scale, and what the
+    # input's needs. The other two are the batch's mean and variance.
+    assert len(re.findall(r"= f32\[\S+ reduce\(", program)) == 4
 
 
 def test_batch_norm_of_one_value_says_so():
