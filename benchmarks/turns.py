@@ -1,7 +1,9 @@
 """Runners that take turns, each in a process of its own: what one keeps in memory or leaves to its threads is not the
 other's matter."""
 
+import contextlib
 import multiprocessing
+import signal
 import statistics
 import sys
 import time
@@ -22,36 +24,46 @@ def measure(makers: dict[str, Callable], model: str, batch: int, rounds: int, se
         RuntimeError: The first of ``makers`` fails.
     """
     processes = multiprocessing.get_context("spawn")
-    runners = {}
+    runners, times = {}, {}
+
+    def hear(name):
+        """What ``name`` says; None, and it is left out, if that is what went wrong."""
+        try:
+            answer = runners[name].recv()
+        except EOFError:
+            answer = "its process was killed; is the memory enough?"
+        if not isinstance(answer, str):
+            return answer
+        text = f"{name} cannot run {model} at batch {batch}: {answer}"
+        if name == next(iter(makers)):
+            raise RuntimeError(text)
+        print(text, file=sys.stderr)
+        runners.pop(name).close()
+        return None
+
     try:
         for name, make in makers.items():
-            runner, its_end = processes.Pipe()
+            runners[name], its_end = processes.Pipe()
             processes.Process(target=_serve, args=(its_end, make, model, batch, seconds)).start()
             its_end.close()
-            try:
-                problem = runner.recv()
-            except EOFError:
-                problem = "its process was killed; is the memory enough?"
-            if problem and not runners:
-                raise RuntimeError(f"{name} cannot run {model} at batch {batch}: {problem}")
-            if problem:
-                print(f"{name} cannot run {model} at batch {batch}: {problem}", file=sys.stderr)
-            else:
-                runners[name] = runner
-        times = {name: [] for name in runners}
+            if hear(name):
+                times[name] = []
         for _ in range(rounds):
-            for name, runner in runners.items():
-                runner.send("your turn")
-                times[name].append(runner.recv())
+            for name in list(runners):
+                with contextlib.suppress(BrokenPipeError):  # killed since, as the next line hears
+                    runners[name].send("your turn")
+                if duration := hear(name):
+                    times[name].append(duration)
     finally:
         for runner in runners.values():
             runner.close()  # its process then ends
         for process in multiprocessing.active_children():
             process.join()
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(times[name]) for name in runners}
 
 
 def _serve(pipe, make, model, batch, seconds):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the one who takes turns to report
     try:
         execute = make(model, batch)
         execute()  # compiles
@@ -61,14 +73,11 @@ def _serve(pipe, make, model, batch, seconds):
     except Exception as error:  # of the memory, say; each library has its own errors
         pipe.send(first_line(error))
         return
-    pipe.send(None)
-    while True:
-        try:
-            pipe.recv()
-        except EOFError:
-            return
-        execute()  # what the runner before left in the caches is not this one's
-        start = time.perf_counter()
-        for _ in range(repeats):
-            execute()
-        pipe.send((time.perf_counter() - start) / repeats)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # no more turns
+        pipe.send(True)
+        while pipe.recv():
+            execute()  # what the runner before left in the caches is not this one's
+            start = time.perf_counter()
+            for _ in range(repeats):
+                execute()
+            pipe.send((time.perf_counter() - start) / repeats)

@@ -1,6 +1,7 @@
 """The suite's own arithmetic, and that it runs; what it measures is for no test."""
 
 import functools
+import itertools
 import multiprocessing
 import os
 import time
@@ -25,13 +26,21 @@ def killed(model, batch):
 
 def test_medians_and_peers_that_fail(capsys):
     sleepers = {name: functools.partial(sleeping, ms) for name, ms in (("ours", 1), ("slow", 20))}
-    medians = timing.measure({**sleepers, "broken": failing, "large": killed}, "m", 1, rounds=3, seconds=0.0)
+    others = {"broken": failing, "large": killed, "lost": killed_in_its_turn}
+    medians = timing.measure(sleepers | others, "m", 1, rounds=3, seconds=0.0)
     assert medians.keys() == {"ours", "slow"} and medians["slow"] >= 0.02 > medians["ours"]
     messages = capsys.readouterr().err.splitlines()
-    assert messages[0] == "broken cannot run m at batch 1: no memory" and "was killed" in messages[1]
+    assert messages[0] == "broken cannot run m at batch 1: no memory"
+    assert "large cannot run" in messages[1] and "was killed" in messages[1]
+    assert "lost cannot run" in messages[2] and "was killed" in messages[2]
     assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError, match="no memory"):
         timing.measure({"ours": failing}, "m", 1, rounds=1, seconds=0.0)
+
+
+def killed_in_its_turn(model, batch):
+    calls = itertools.count()
+    return lambda: next(calls) < 2 or os._exit(9)  # after the one that compiles and the one that is looked at
 
 
 def test_runners_of_inference_run():
