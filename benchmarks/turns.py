@@ -63,7 +63,8 @@ def measure(makers: dict[str, Callable], model: str, batch: int, rounds: int, se
 
 
 def _serve(pipe, make, model, batch, seconds):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the one who takes turns to report
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, which is for the asking process to give
     try:
         execute = make(model, batch)
         execute()  # compiles
