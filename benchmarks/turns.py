@@ -52,7 +52,7 @@ def measure(makers: dict[str, Callable], model: str, batch: int, rounds: int, se
             for name in list(runners):
                 with contextlib.suppress(BrokenPipeError):  # killed since, as the next line hears
                     runners[name].send("your turn")
-                if duration := hear(name):
+                if (duration := hear(name)) is not None:
                     times[name].append(duration)
     finally:
         for runner in runners.values():

@@ -4,12 +4,14 @@ All take images [b, h, w, i] and a square kernel [k, k, i, o] of the same dtype,
 ``dilation * (k - 1) // 2`` zeros on every side.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from res2net_jax.winograd import winograd, winograd_in_training
+from res2net_jax.winograd import tiles, winograd, winograd_in_training
 
 
 def direct(
@@ -38,8 +40,8 @@ def for_inference(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i2 o"], *, stride: int, dilation: int, groups: int
 ) -> Float[Array, "b h2 w2 o"]:
     """The fastest for a forward pass; on a CPU :func:`direct` wastes half of the peak on narrow splits."""
-    if jax.default_backend() == "cpu" and stride == dilation == groups == 1 and _three_by_three(x, kernel):
-        if _worth_winograd(x):
+    if jax.default_backend() == "cpu" and _is_plain_3x3(x, kernel, stride, dilation, groups):
+        if _is_worth_winograd(x):
             return winograd(x, kernel)
         if kernel.shape[2] <= 64:
             return by_rows(x, kernel)
@@ -50,11 +52,9 @@ def for_training(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i2 o"], *, stride: int, dilation: int, groups: int
 ) -> Float[Array, "b h2 w2 o"]:
     """The fastest with its gradients, in reverse mode: on a CPU large 3x3 ones have none in forward mode."""
-    if jax.default_backend() == "cpu" and groups == 1:
-        if kernel.shape[0] == 1:
-            return _multiply(x[:, ::stride, ::stride], kernel[0, 0], _product_in_training)
-        # On many devices the 16 products of a kernel's gradient would each be summed over them.
-        if stride == dilation == 1 and _three_by_three(x, kernel) and _worth_winograd(x) and jax.device_count() == 1:
+    # On many devices the 16 products of a kernel's gradient would each be summed over them.
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        if _is_plain_3x3(x, kernel, stride, dilation, groups) and _is_worth_winograd(x):
             return winograd_in_training(x, kernel)
     return direct(x, kernel, stride=stride, dilation=dilation, groups=groups)
 
@@ -76,28 +76,16 @@ def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Floa
     return below + at + above
 
 
-def _three_by_three(x, kernel):
-    return kernel.shape[0] == 3 and x.dtype.itemsize >= 4  # a transform would multiply bfloat16's rounding
+def _is_plain_3x3(x, kernel, stride, dilation, groups):
+    """Of bfloat16 none is: what is summed before and after its products would multiply the rounding."""
+    return kernel.shape[0] == 3 and stride == dilation == groups == 1 and x.dtype.itemsize >= 4
 
 
-def _worth_winograd(x):
+def _is_worth_winograd(x):
     """Whether its products are large enough to be worth their transforms; as measured on two cores with AVX-512."""
-    features, tiles = x.shape[-1], len(x) * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
-    return features > 32 and tiles >= 100 and tiles * features**2 >= 2e6
+    features, count = x.shape[-1], len(x) * math.prod(tiles(x))
+    return features > 32 and count >= 100 and count * features**2 >= 2e6
 
 
-def _multiply(x, matrix, product=jnp.matmul):
-    return product(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
-
-
-@jax.custom_jvp
-def _product_in_training(x, matrix):
-    return x @ matrix
-
-
-@_product_in_training.defjvp
-def _product_jvp(primals, tangents):
-    (x, matrix), (x_dot, matrix_dot) = primals, tangents
-    # Transposed, the second is the matrix's gradient, with the larger of its sides last.
-    turned = (matrix_dot.T @ x.T).T if matrix.shape[0] > matrix.shape[1] else x @ matrix_dot
-    return x @ matrix, x_dot @ matrix + turned
+def _multiply(x, matrix):
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)

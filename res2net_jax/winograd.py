@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 def winograd(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
     """At stride 1, padded with a zero on every side; of one dtype."""
     batch, height, width, _ = x.shape
-    down, across = _tiles(x)
+    down, across = tiles(x)
     kernels = _on_both_axes(_g, [list(row) for row in kernel])
     products = [[tile @ k for tile, k in zip(*rows)] for rows in zip(_inputs(x), kernels)]
-    tiles = [[y.reshape(batch, down, across, -1) for y in row] for row in _on_both_axes(_a_transposed, products)]
-    out = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
+    outputs = [[y.reshape(batch, down, across, -1) for y in row] for row in _on_both_axes(_a_transposed, products)]
+    out = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
     return out.reshape(batch, 2 * down, 2 * across, -1)[:, :height, :width]
 
 
@@ -38,26 +38,21 @@ def _forward(x, kernel):
 def _backward(saved, gradient):
     x, kernel = saved
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    products = [[transposed_product(*pair) for pair in zip(*rows)] for rows in zip(_inputs(x), _outputs(gradient))]
+    products = [[a.T @ b for a, b in zip(*rows)] for rows in zip(_inputs(x), _outputs(gradient))]
     return winograd(gradient, turned), jnp.stack([jnp.stack(row) for row in _on_both_axes(_g_transposed, products)])
 
 
 winograd_in_training.defvjp(_forward, _backward)
 
 
-def transposed_product(a: Float[Array, "n i"], b: Float[Array, "n o"]) -> Float[Array, "i o"]:
-    """a' b, the larger of its sides last, as XLA:CPU is faster (:func:`res2net_jax.convolution.for_training`)."""
-    return (b.T @ a).T if a.shape[1] > b.shape[1] else a.T @ b
-
-
-def _tiles(x):
-    """Tiles down and across; those at the end may have more zeros beside them."""
+def tiles(x: Float[Array, "b h w c"]) -> tuple[int, int]:
+    """Tiles down and across; those at the end may reach beyond the images."""
     return -(-x.shape[1] // 2), -(-x.shape[2] // 2)
 
 
 def _inputs(x):
     """B' d B: 4 x 4 matrices [tiles, channels]."""
-    (_, height, width, _), (down, across) = x.shape, _tiles(x)
+    (_, height, width, _), (down, across) = x.shape, tiles(x)
     x = jnp.pad(x, ((0, 0), (1, 2 * down + 1 - height), (1, 2 * across + 1 - width), (0, 0)))
     pixels = [[x[:, i : i + 2 * down : 2, j : j + 2 * across : 2] for j in range(4)] for i in range(4)]
     return _flat(_on_both_axes(_b_transposed, pixels))
@@ -65,7 +60,7 @@ def _inputs(x):
 
 def _outputs(y):
     """A y A': 4 x 4 matrices [tiles, channels], of an output's gradient."""
-    (_, height, width, _), (down, across) = y.shape, _tiles(y)
+    (_, height, width, _), (down, across) = y.shape, tiles(y)
     y = jnp.pad(y, ((0, 0), (0, 2 * down - height), (0, 2 * across - width), (0, 0)))
     return _flat(_on_both_axes(_a, [[y[:, i::2, j::2] for j in range(2)] for i in range(2)]))
 

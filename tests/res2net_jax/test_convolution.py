@@ -41,10 +41,9 @@ def test_strided_dilated_and_grouped_equal_torch(choose, change, shape, x64):
 
 
 @pytest.mark.parametrize("change", [{}, {"stride": 2}, {"groups": 2}], ids=str)
-@pytest.mark.parametrize("features", [4, 10])
 @CHOICES
-def test_of_one_pixel_equals_torch(choose, features, change, x64):
-    check(functools.partial(choose, **PLAIN | change), (2, 9, 8, features), size=1, **change)
+def test_of_one_pixel_equals_torch(choose, change, x64):
+    check(functools.partial(choose, **PLAIN | change), (2, 9, 8, 10), size=1, **change)
 
 
 def check(convolve, shape, size=3, **options):
@@ -69,11 +68,9 @@ def check(convolve, shape, size=3, **options):
     assert close(kernel_gradient.transpose(3, 2, 0, 1), their_kernel.grad.numpy())
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_second_derivatives_in_training(size, x64):
+def test_second_derivatives_in_training(x64):
     rng = np.random.default_rng(0)
-    shape, kernel_shape = (WINOGRAD, (3, 3, 120, 6)) if size == 3 else ((2, 5, 4, 9), (1, 1, 9, 6))
-    arguments = jnp.asarray(rng.standard_normal(shape)), jnp.asarray(rng.standard_normal(kernel_shape))
+    arguments = jnp.asarray(rng.standard_normal(WINOGRAD)), jnp.asarray(rng.standard_normal((3, 3, 120, 6)))
     directions = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape)), arguments)
 
     def products(convolve):
