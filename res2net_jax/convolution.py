@@ -53,9 +53,9 @@ def for_training(
 ) -> Float[Array, "b h2 w2 o"]:
     """The fastest with its gradients, in reverse mode: on a CPU large 3x3 ones have none in forward mode."""
     # On many devices the 16 products of a kernel's gradient would each be summed over them.
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
-        if _is_plain_3x3(x, kernel, stride, dilation, groups) and _is_worth_winograd(x):
-            return winograd_in_training(x, kernel)
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if one_cpu and _is_plain_3x3(x, kernel, stride, dilation, groups) and _is_worth_winograd(x):
+        return winograd_in_training(x, kernel)
     return direct(x, kernel, stride=stride, dilation=dilation, groups=groups)
 
 
