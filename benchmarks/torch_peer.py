@@ -1,14 +1,13 @@
 """timm's runners, as :mod:`benchmarks.ours`."""
 
-import os
-
 import timm
 import torch
 
 from benchmarks.ours import LR, MOMENTUM, WEIGHT_DECAY, Run, images_and_labels
+from res2net_jax.backend import cores
 
 ON_GPU = torch.cuda.is_available()
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # as many as XLA takes
+THREADS = cores()  # as many as XLA takes
 torch.set_num_threads(THREADS)
 torch.backends.cudnn.benchmark = True  # XLA tries the algorithms too
 

@@ -12,6 +12,11 @@ from res2net_jax.files import cache_home
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
+def cores() -> int:
+    """Processors that this process may use; XLA starts as many threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @functools.cache
 def compiler_options(backend: str | None = None) -> dict[str, str]:
     """Options for ``jax.jit(..., compiler_options=...)``.

@@ -84,7 +84,7 @@ def _is_plain_3x3(x, kernel, stride, dilation, groups):
 def _is_worth_winograd(x):
     """Whether its products are large enough to be worth their transforms; as measured on two cores with AVX-512."""
     features, count = x.shape[-1], len(x) * math.prod(tiles(x))
-    return features > 32 and count >= 100 and count * features**2 >= 2e6
+    return features > 32 and count >= 100 and count * features**2 >= 1.5e6
 
 
 def _multiply(x, matrix):

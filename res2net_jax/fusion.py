@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from res2net_jax import convolution
+from res2net_jax import convolution, microbatch
 from res2net_jax.backend import compiler_options
 from res2net_jax.init import variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
@@ -65,7 +65,7 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
     """As :func:`compile`, for what ``function(model, images)`` gives."""
     fused = fuse(model)
     cast_weights(fused)
-    fused.set_attributes(convolve=convolution.for_inference)
+    fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     run = _program(function, graphdef, structure)

@@ -1,5 +1,7 @@
 """Res2Net: stem, stages, head (Gao et al., "Res2Net: A New Multi-scale Backbone Architecture", 2019)."""
 
+import functools
+import math
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from res2net_jax import convolution
+from res2net_jax import convolution, microbatch
 from res2net_jax.activations import Activation
 from res2net_jax.arch import EXPANSION, Arch, natural, override
 from res2net_jax.blocks import Bottle2neck, run
@@ -59,7 +61,7 @@ class Res2Net(nnx.Module):
 
         act = Activation(arch.act_layer)
         features = arch.stem_channels[-1]
-        self.conv1 = _stem(arch, in_chans, act, dtypes)
+        self.conv1 = _stem_layers(arch, in_chans, act, dtypes)
         self.bn1 = BatchNorm(features, **dtypes)
         self.act1 = act
         self.maxpool = _stem_pool(arch, act, dtypes)
@@ -72,6 +74,7 @@ class Res2Net(nnx.Module):
         self.head_drop = Dropout(arch.drop_rate)
         self._set_classifier(num_classes, class_names)
         self.grad_checkpointing = False
+        self.over_batch = microbatch.whole  # res2net_jax.compile sets its own
 
     def __call__(self, x: Float[Array, "b h w c"], key: jax.Array | None = None) -> Float[Array, "b k"]:
         """Logits; without a classifier the pooled features, without pooling the last map.
@@ -122,16 +125,20 @@ class Res2Net(nnx.Module):
         wanted = self.feature_indices(indices)
         depth = sum(self.arch.layers)
         keys = iter([None] * depth if key is None else jax.random.split(key, depth))
-        x = self.act1(self.bn1(run(self.conv1, x)))
-        outputs = [x] if 0 in wanted else []
-        if stop_early and wanted and max(wanted) == 0:
-            return x, outputs
-        x = run(self.maxpool, x)
+        pixels = [math.prod(x.shape[1:3]) // reduction**2 for reduction in self.arch.reductions]
+        outputs = []
+        if 0 in wanted:
+            x = self.over_batch(self._stem, x, pixels[0])
+            outputs.append(x)
+            if stop_early and max(wanted) == 0:
+                return x, outputs
+            x = run(self.maxpool, x)
+        else:
+            x = self.over_batch(lambda x: run(self.maxpool, self._stem(x)), x, pixels[0])
         for i, stage in enumerate(self.stages, start=1):
             if stop_early and wanted and i > max(wanted):
                 break
-            for block in stage:
-                x = self._run_block(block, x, next(keys))
+            x = self.over_batch(functools.partial(self._stage, stage, keys), x, pixels[i])
             if i in wanted:
                 outputs.append(x)
         return x, outputs
@@ -225,10 +232,14 @@ class Res2Net(nnx.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.fc = nnx.data(Linear(self.head_hidden_size, num_classes, **dtypes)) if num_classes else None
 
-    def _run_block(self, block, x, key):
-        if self.grad_checkpointing:
-            return nnx.remat(Bottle2neck.__call__)(block, x, key)
-        return block(x, key)
+    def _stem(self, x):
+        return self.act1(self.bn1(run(self.conv1, x)))
+
+    def _stage(self, blocks, keys, x):
+        run_block = nnx.remat(Bottle2neck.__call__) if self.grad_checkpointing else Bottle2neck.__call__
+        for block in blocks:
+            x = run_block(block, x, next(keys))
+        return x
 
     def check_images(self, x) -> None:
         """Raises what a call of the model raises for ``x``, before anything is compiled."""
@@ -250,7 +261,7 @@ class Res2Net(nnx.Module):
             )
 
 
-def _stem(arch, in_chans, act, dtypes):
+def _stem_layers(arch, in_chans, act, dtypes):
     if not arch.stem_type:
         return Conv(in_chans, arch.stem_channels[0], 7, stride=2, **dtypes)
     layers, features = [], in_chans
