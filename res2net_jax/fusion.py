@@ -45,8 +45,9 @@ def compile(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, 
     """The fast way to run a model: fused, compiled with its backend's options, called without looking at the module.
 
     Compiled once for every shape of images. On a CPU its 3x3 convolutions are computed in other ways than the plain one
-    (``res2net_jax.convolution``), equal but for rounding. The weights stay where they are: for several devices load the
-    model with a ``sharding`` and pass images that are sharded over the batch.
+    (``res2net_jax.convolution``), equal but for rounding, and its stages take a few images at a time
+    (``res2net_jax.microbatch``). The weights stay where they are: for several devices load the model with a
+    ``sharding`` and pass images that are sharded over the batch.
 
     Args:
         model: In eval mode. Later changes of its weights have no effect.
