@@ -8,34 +8,34 @@ from jaxtyping import Array, Float
 
 from res2net_jax.backend import cores
 
-PIXELS = 4096  # of a stage's output for each core: of 1024 to 8192, measured on two with AVX-512, the fastest
+VALUES = 2**20  # of a stage's output for each core: what each stage, by itself, was fastest with on two with AVX-512
 
 
 def whole(
-    stage: Callable[[Float[Array, "b h w i"]], Float[Array, "b h2 w2 o"]], x: Float[Array, "b h w i"], pixels: int
+    stage: Callable[[Float[Array, "b h w i"]], Float[Array, "b h2 w2 o"]], x: Float[Array, "b h w i"], values: int
 ) -> Float[Array, "b h2 w2 o"]:
     """``stage(x)``, all images at once."""
     return stage(x)
 
 
 def in_turns(
-    stage: Callable[[Float[Array, "b h w i"]], Float[Array, "b h2 w2 o"]], x: Float[Array, "b h w i"], pixels: int
+    stage: Callable[[Float[Array, "b h w i"]], Float[Array, "b h2 w2 o"]], x: Float[Array, "b h w i"], values: int
 ) -> Float[Array, "b h2 w2 o"]:
     """``stage(x)``, on a CPU a few images after the other, for a ``stage`` that treats each image by itself.
 
     Args:
-        pixels: Of the output for one image.
+        values: In the output for one image.
     """
-    size = _size(len(x), pixels)
+    size = _size(len(x), values)
     if size == len(x) or jax.default_backend() != "cpu" or jax.device_count() > 1:
         return stage(x)
     out = lax.map(stage, x.reshape(-1, size, *x.shape[1:]))
     return out.reshape(-1, *out.shape[2:])
 
 
-def _size(batch, pixels):
-    """The most images of ``pixels`` each that divide the batch; all of it if only few do, for they are slow as well."""
-    most = max(1, PIXELS * cores() // max(1, pixels))
+def _size(batch, values):
+    """The most images of ``values`` each that divide the batch; all of it if only few do, for they are slow as well."""
+    most = max(1, VALUES * cores() // max(1, values))
     if batch <= most:
         return batch
     size = next(size for size in range(most, 0, -1) if batch % size == 0)

@@ -1,6 +1,7 @@
 """Res2Net: stem, stages, head (Gao et al., "Res2Net: A New Multi-scale Backbone Architecture", 2019)."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -125,20 +126,22 @@ class Res2Net(nnx.Module):
         wanted = self.feature_indices(indices)
         depth = sum(self.arch.layers)
         keys = iter([None] * depth if key is None else jax.random.split(key, depth))
-        pixels = [math.prod(x.shape[1:3]) // reduction**2 for reduction in self.arch.reductions]
+        area = math.prod(x.shape[1:3])
+        values = [area // info["reduction"] ** 2 * info["num_chs"] for info in self.feature_info]
         outputs = []
         if 0 in wanted:
-            x = self.over_batch(self._stem, x, pixels[0])
+            x = self.over_batch(self._stem, x, values[0])
             outputs.append(x)
             if stop_early and max(wanted) == 0:
                 return x, outputs
             x = run(self.maxpool, x)
         else:
-            x = self.over_batch(lambda x: run(self.maxpool, self._stem(x)), x, pixels[0])
+            x = self.over_batch(lambda x: run(self.maxpool, self._stem(x)), x, values[0])
         for i, stage in enumerate(self.stages, start=1):
             if stop_early and wanted and i > max(wanted):
                 break
-            x = self.over_batch(functools.partial(self._stage, stage, keys), x, pixels[i])
+            run_stage = functools.partial(self._stage, stage, list(itertools.islice(keys, len(stage))))
+            x = self.over_batch(run_stage, x, values[i])
             if i in wanted:
                 outputs.append(x)
         return x, outputs
@@ -237,8 +240,8 @@ class Res2Net(nnx.Module):
 
     def _stage(self, blocks, keys, x):
         run_block = nnx.remat(Bottle2neck.__call__) if self.grad_checkpointing else Bottle2neck.__call__
-        for block in blocks:
-            x = run_block(block, x, next(keys))
+        for block, key in zip(blocks, keys):
+            x = run_block(block, x, key)
         return x
 
     def check_images(self, x) -> None:

@@ -12,13 +12,13 @@ from res2net_jax.microbatch import in_turns, whole
 
 
 @pytest.fixture(autouse=True)
-def few_pixels(monkeypatch):
-    """Pixels at once: 48 on each of two cores."""
-    monkeypatch.setattr(microbatch, "PIXELS", 48)
+def few_values(monkeypatch):
+    """At once 48 on each of two cores."""
+    monkeypatch.setattr(microbatch, "VALUES", 48)
     monkeypatch.setattr(microbatch, "cores", lambda: 2)
 
 
-def sizes(over_batch, batch, pixels):
+def sizes(over_batch, batch, values):
     """Of the batches that a stage is given; traced once, whatever the number of turns."""
     seen = []
 
@@ -26,12 +26,12 @@ def sizes(over_batch, batch, pixels):
         seen.append(len(x))
         return x
 
-    over_batch(stage, jnp.zeros((batch, 2, 2, 1)), pixels)
+    over_batch(stage, jnp.zeros((batch, 2, 2, 1)), values)
     return seen
 
 
 @pytest.mark.parametrize(
-    ("batch", "pixels", "size"),
+    ("batch", "values", "size"),
     [
         (8, 1000, 1),  # more than there should be, but an image is the least
         (8, 32, 2),  # three would do, but do not divide eight
@@ -44,9 +44,9 @@ def sizes(over_batch, batch, pixels):
         (0, 24, 0),
     ],
 )
-def test_as_many_images_at_once_as_stay_in_the_caches(batch, pixels, size):
-    assert sizes(in_turns, batch, pixels) == [size]
-    assert sizes(whole, batch, pixels) == [batch]
+def test_as_many_images_at_once_as_stay_in_the_caches(batch, values, size):
+    assert sizes(in_turns, batch, values) == [size]
+    assert sizes(whole, batch, values) == [batch]
 
 
 def test_only_on_a_cpu_alone(monkeypatch):
@@ -57,13 +57,14 @@ def test_only_on_a_cpu_alone(monkeypatch):
     assert sizes(in_turns, 8, 10**9) == [8]
 
 
-def test_a_compiled_model_takes_turns_and_computes_the_same(x64):
+def test_a_compiled_model_takes_turns_and_computes_the_same(x64, monkeypatch):
+    monkeypatch.setattr(microbatch, "VALUES", 4224)
     model = res2net_jax.create(
         "res2net50_26w_4s", layers=(2, 1), channels=(16, 32), zero_init_last=False, param_dtype="float64"
     ).eval()
     x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 33, 64, 3)))
     run = res2net_jax.compile(model)
-    # The stem and the first stage, 17x32 and 9x16 pixels, an image at a time; the second, 5x8, two.
+    # The stem and the first stage an image at a time; the second, with about half as many values, two.
     assert str(jax.make_jaxpr(run)(x)).count("scan[") == 3
     expected, gradient = jax.value_and_grad(lambda x: jnp.sum(jnp.sin(model(x))))(x)
     ours, our_gradient = jax.value_and_grad(lambda x: jnp.sum(jnp.sin(run(x))))(x)
