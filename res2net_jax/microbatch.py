@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from res2net_jax.backend import cores
 
-VALUES = 2**20  # of a stage's output for each core: what each stage, by itself, was fastest with on two with AVX-512
+VALUES = 2**20  # of a stage's output for each core: near the fastest of each stage by itself, on two with AVX-512
 
 
 def whole(
@@ -34,9 +34,9 @@ def in_turns(
 
 
 def _size(batch, values):
-    """The most images of ``values`` each that divide the batch; all of it if only few do, for they are slow as well."""
+    """The most images that fit and divide the batch; all of it if those are less than half of what would fit."""
     most = max(1, VALUES * cores() // max(1, values))
     if batch <= most:
         return batch
     size = next(size for size in range(most, 0, -1) if batch % size == 0)
-    return size if 2 * size > most else batch
+    return size if 2 * size >= most else batch

@@ -17,6 +17,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from res2net_jax.backend import cores
+
 _MIN_SHARED_MEMORY = 2**31
 
 
@@ -152,7 +154,7 @@ def _pipeline(batches, step, workers, process_index, process_count):
     mine = batches[step * process_count + process_index :: process_count]
     workers = min(workers, len(mine))
     if workers == 0:
-        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 16)
+        threads = min(cores(), 16)
         return mine.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers, and fails on unparsed ones

@@ -37,8 +37,9 @@ def sizes(over_batch, batch, values):
         (8, 32, 2),  # three would do, but do not divide eight
         (9, 32, 3),
         (8, 24, 4),
-        (10, 24, 10),  # of four at once only two divide ten: as many as it takes not to lose more than is won
-        (7, 24, 7),
+        (10, 24, 2),  # four do not divide ten, two are half of it
+        (7, 24, 7),  # one is less
+        (7, 48, 1),
         (4, 24, 4),
         (3, 24, 3),
         (0, 24, 0),
