@@ -9,7 +9,10 @@ from res2net_jax.files import cache_home
 
 # XLA:CPU hands convolutions to a library (YNNPACK) that is slower at these shapes than its own: without it inference of
 # res2net50_14w_8s at batch 8 went from 0.75 s to 0.47. Its reductions are faster and stay there.
-_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+_CPU = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_prefer_vector_width": "512",  # where there are any so wide (AVX-512), not their halves: 1 to 3 %
+}
 
 
 def cores() -> int:
