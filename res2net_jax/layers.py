@@ -142,12 +142,13 @@ def _normalize_jvp(eps, primals, tangents):
     # Those of x again, which XLA computes once: of what was given no second derivative would be known.
     mean, var = _moments(x)
     inverse = lax.rsqrt(var + eps)
-    normal = (x - mean) * inverse
+    # Centred, but not scaled: it is there already, for the variance.
+    centred = x - mean
     # Scaled before the means, not after: transposed, these are then the sums that are the gradients of scale and bias.
     x_dot = x_dot * (inverse * scale)
-    shift, slope = (-values.mean((1, 2, 3), keepdims=True) for values in (x_dot, normal * x_dot))
-    x_dot = x_dot + shift + normal * slope
-    return _normalize(x, *statistics, scale, bias, eps), x_dot + normal * scale_dot + bias_dot
+    shift, slope = (-values.mean((1, 2, 3), keepdims=True) for values in (x_dot, centred * x_dot))
+    x_dot = x_dot + shift + centred * (inverse**2 * slope + inverse * scale_dot)
+    return _normalize(x, *statistics, scale, bias, eps), x_dot + bias_dot
 
 
 class Linear(nnx.Module):

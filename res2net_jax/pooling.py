@@ -12,36 +12,44 @@ from jaxtyping import Array, Float
 
 def max_pool(x: Float[Array, "b h w c"], stride: int = 2) -> Float[Array, "b h2 w2 c"]:
     """torch.nn.MaxPool2d(3, stride, padding=1); of equal values in a window the first one has the gradient."""
-    return _max_pool(x, stride)
+    # One axis after the other: on two cores 1.8 ms for 3.9, of [8, 112, 112, 64]. Within the rows first, so that of
+    # equal values the first is the one that comes first row by row.
+    return _max_along(_max_along(x, 2, stride), 1, stride)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max_pool(x, stride):
-    # One axis after the other: on two cores 1.8 ms for 3.9, of [8, 112, 112, 64].
-    x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 1, 1), (1, stride, 1, 1), ((0, 0), (1, 1), (0, 0), (0, 0)))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3, 1), (1, 1, stride, 1), ((0, 0), (0, 0), (1, 1), (0, 0)))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _max_along(x, axis, stride):
+    return _reduce_along(axis, x, -jnp.inf, lax.max, 3, stride, (1, 1))
 
 
-@_max_pool.defjvp
-def _max_pool_jvp(stride, primals, tangents):
+@_max_along.defjvp
+def _max_along_jvp(axis, stride, primals, tangents):
     # By the place of the maximum, which is kept: forward and backward in 16 ms for the 71 of XLA's own (select and
-    # scatter). To compare with the maximum instead would be wrong: each fusion computes x anew and may round it
-    # differently, so that no entry equals the maximum.
+    # scatter), and along one axis after the other in half of the time of both at once. To compare with the maximum
+    # instead would be wrong: each fusion computes x anew and may round it differently, so that no entry equals it.
     (x,), (x_dot,) = primals, tangents
-    largest, *others = _window(x, stride, -jnp.inf)
-    place = jnp.zeros(largest.shape, jnp.int8)
-    for i, entry in enumerate(others, start=1):
-        place = jnp.where(entry > largest, jnp.int8(i), place)
-        largest = jnp.maximum(largest, entry)
-    entries = enumerate(_window(x_dot, stride, 0))
-    return largest, sum(jnp.where(place == i, entry, 0) for i, entry in entries)
+    first, second, third = _entries(x, axis, stride, -jnp.inf)
+    largest = jnp.maximum(first, second)
+    place = jnp.where(third > largest, jnp.int8(2), (second > first).astype(jnp.int8))
+    entries = enumerate(_entries(x_dot, axis, stride, 0))
+    return jnp.maximum(largest, third), sum(jnp.where(place == i, entry, 0) for i, entry in entries)
 
 
-def _window(x, stride, padding):
-    """The nine entries of each 3x3 window, row by row, as arrays [b, h2, w2, c]."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=padding)
-    down, across = (stride * ((size - 3) // stride) + 1 for size in x.shape[1:3])
-    return [x[:, i : i + down : stride, j : j + across : stride] for i in range(3) for j in range(3)]
+def _entries(x, axis, stride, padding):
+    """The three entries of each window along ``axis``, as arrays of the output's shape."""
+    x = jnp.pad(x, _only(axis, (1, 1), (0, 0)), constant_values=padding)
+    reach = stride * ((x.shape[axis] - 3) // stride) + 1
+    return [lax.slice_in_dim(x, i, i + reach, stride, axis) for i in range(3)]
+
+
+def _reduce_along(axis, x, start, function, window, stride, pad):
+    window, strides = _only(axis, window, 1), _only(axis, stride, 1)
+    return lax.reduce_window(x, start, function, window, strides, _only(axis, pad, (0, 0)))
+
+
+def _only(axis, value, others):
+    """Four of ``others``, but ``value`` at ``axis``."""
+    return tuple(value if i == axis else others for i in range(4))
 
 
 def dense_max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -74,8 +82,10 @@ class AvgPool(nnx.Module):
         return before, after + (-(size - self.window) % self.stride if self.ceil_mode else 0)
 
     def _sum(self, x, pads):
-        window, strides = (1, self.window, self.window, 1), (1, self.stride, self.stride, 1)
-        return lax.reduce_window(x, 0.0, lax.add, window, strides, ((0, 0), *pads, (0, 0)))
+        # One axis after the other: the gradient, at stride 2 of [8, 56, 56, 96], in 0.3 ms for 5.6, the sum in half.
+        for axis, pad in zip((1, 2), pads):
+            x = _reduce_along(axis, x, 0.0, lax.add, self.window, self.stride, pad)
+        return x
 
 
 class BlurPool(nnx.Module):

@@ -12,9 +12,12 @@ from jaxtyping import Array, Float
 
 def winograd(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
     """At stride 1, padded with a zero on every side; of one dtype."""
+    return _convolve(x, _kernels(kernel))
+
+
+def _convolve(x, kernels):
     batch, height, width, _ = x.shape
     down, across = tiles(x)
-    kernels = _on_both_axes(_g, [list(row) for row in kernel])
     products = [[tile @ k for tile, k in zip(*rows)] for rows in zip(_inputs(x), kernels)]
     outputs = [[y.reshape(batch, down, across, -1) for y in row] for row in _on_both_axes(_a_transposed, products)]
     out = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
@@ -32,14 +35,16 @@ def winograd_in_training(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i
 
 
 def _forward(x, kernel):
-    return winograd(x, kernel), (x, kernel)
+    kernels = _kernels(kernel)
+    return _convolve(x, kernels), (x, kernels)
 
 
 def _backward(saved, gradient):
-    x, kernel = saved
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    x, kernels = saved
+    # G of a kernel turned round is G of the kernel with its ends exchanged: 16 transforms of a step saved.
+    turned = [[kernels[i][j].T for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
     products = [[a.T @ b for a, b in zip(*rows)] for rows in zip(_inputs(x), _outputs(gradient))]
-    return winograd(gradient, turned), jnp.stack([jnp.stack(row) for row in _on_both_axes(_g_transposed, products)])
+    return _convolve(gradient, turned), jnp.stack([jnp.stack(row) for row in _on_both_axes(_g_transposed, products)])
 
 
 winograd_in_training.defvjp(_forward, _backward)
@@ -48,6 +53,11 @@ winograd_in_training.defvjp(_forward, _backward)
 def tiles(x: Float[Array, "b h w c"]) -> tuple[int, int]:
     """Tiles down and across; those at the end may reach beyond the images."""
     return -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+
+
+def _kernels(kernel):
+    """G g G': 4 x 4 matrices [i, o]."""
+    return _on_both_axes(_g, [list(row) for row in kernel])
 
 
 def _inputs(x):
