@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 import res2net_jax
 from benchmarks import ours, results
-from res2net_jax.backend import compiler_options
+from res2net_jax import fusion
 
 MODELS = ("res2net50_26w_4s", "res2net101_26w_4s")
 BATCH = 8
@@ -46,9 +46,8 @@ def measure(program: str, name: str, folder: str) -> list[str]:
     if program == "load":
         jax.block_until_ready(res2net_jax.load(f"{folder}/{name}"))
     elif program == "inference":
-        fused = res2net_jax.fuse(ours.create(name).eval())
-        function = jax.jit(lambda model, images: model(images), compiler_options=compiler_options())
-        figures = _compile_and_run(function, fused, jnp.asarray(ours.images_and_labels(BATCH)[0]))
+        function, weights = fusion.program(res2net_jax.Res2Net.__call__, ours.create(name).eval())
+        figures = _compile_and_run(function, weights, jnp.asarray(ours.images_and_labels(BATCH)[0]))
     elif program == "train":
         function, state, batch = ours.train_step(name, BATCH)
         figures = _compile_and_run(function, *state, *batch)

@@ -64,12 +64,7 @@ def compile(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, 
 
 def compile_function(function: Callable, model: Res2Net) -> Callable:
     """As :func:`compile`, for what ``function(model, images)`` gives."""
-    fused = fuse(model)
-    cast_weights(fused)
-    fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
-    graphdef, state = nnx.split(fused)
-    leaves, structure = jax.tree.flatten(state)
-    run = _program(function, graphdef, structure)
+    run, leaves = program(function, model)
 
     def call(images):
         # Within another program, of jax.jit or jax.grad, options are the outer one's matter.
@@ -77,6 +72,16 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
         return inner(leaves, images)
 
     return call
+
+
+def program(function: Callable, model: Res2Net) -> tuple[jax.stages.Wrapped, list[Array]]:
+    """The jitted ``(weights, images) -> function(model, images)`` of :func:`compile_function`, and its weights."""
+    fused = fuse(model)
+    cast_weights(fused)
+    fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
+    graphdef, state = nnx.split(fused)
+    leaves, structure = jax.tree.flatten(state)
+    return _program(function, graphdef, structure), leaves
 
 
 def compiled(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]]:

@@ -121,8 +121,12 @@ class BatchNorm(nnx.Module):
 
 def _moments(x):
     """Mean and biased variance of each group of ``x`` [g, n, h, w, c], of shape [g, 1, 1, 1, c]."""
-    mean = x.mean((1, 2, 3), keepdims=True)
-    return mean, jnp.square(x - mean).mean((1, 2, 3), keepdims=True)
+    # XLA:CPU takes what is done to each value into its sums, unless others use that too: then it is written to memory
+    # first. Hence x in another shape for each: a training step of res2net50_48w_2s in 655 ms for 683.
+    pixels = x.reshape(len(x), -1, x.shape[-1])
+    mean = pixels.mean(1)
+    var = jnp.square(pixels - mean[:, None]).mean(1)
+    return mean[:, None, None, None], var[:, None, None, None]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
@@ -142,13 +146,17 @@ def _normalize_jvp(eps, primals, tangents):
     # Those of x again, which XLA computes once: of what was given no second derivative would be known.
     mean, var = _moments(x)
     inverse = lax.rsqrt(var + eps)
-    # Centred, but not scaled: it is there already, for the variance.
-    centred = x - mean
     # Scaled before the means, not after: transposed, these are then the sums that are the gradients of scale and bias.
     x_dot = x_dot * (inverse * scale)
-    shift, slope = (-values.mean((1, 2, 3), keepdims=True) for values in (x_dot, centred * x_dot))
-    x_dot = x_dot + shift + centred * (inverse**2 * slope + inverse * scale_dot)
+    shift, slope = (-values.mean((1, 2, 3), keepdims=True) for values in (x_dot, (x - mean) * x_dot))
+    along = (_rows(x) - _rows(mean)) * _rows(inverse**2 * slope + inverse * scale_dot)  # see _moments
+    x_dot = x_dot + shift + along.reshape(x.shape)
     return _normalize(x, *statistics, scale, bias, eps), x_dot + bias_dot
+
+
+def _rows(x):
+    """[g, n, h, w, c] as [g, n, h * w, c]."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 class Linear(nnx.Module):
