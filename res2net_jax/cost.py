@@ -44,7 +44,8 @@ def cost(model: Res2Net, height: int = 224, width: int = 224) -> Cost:
                 macs += products
                 if len(out) != 3:  # not ECA's
                     flops += products + 2 * math.prod(out)  # every convolution has its batch normalisation
-            case "reduce_window_sum" if out[0] == 2:
+            case "reduce_window_sum" if out[0] == 2 and equation.params["window_dimensions"][2] > 1:
+                # An average pool sums down the images first, then across, which gives its output.
                 flops += math.prod(out)
             case "reduce_sum" if out[0] == 2:
                 flops += math.prod(out) + math.prod(shapes[0])
