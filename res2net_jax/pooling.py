@@ -19,7 +19,7 @@ def max_pool(x: Float[Array, "b h w c"], stride: int = 2) -> Float[Array, "b h2 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _max_along(x, axis, stride):
-    return _reduce_along(axis, x, -jnp.inf, lax.max, 3, stride, (1, 1))
+    return _reduce_along(x, axis, -jnp.inf, lax.max, 3, stride, (1, 1))
 
 
 @_max_along.defjvp
@@ -42,7 +42,7 @@ def _entries(x, axis, stride, padding):
     return [lax.slice_in_dim(x, i, i + reach, stride, axis) for i in range(3)]
 
 
-def _reduce_along(axis, x, start, function, window, stride, pad):
+def _reduce_along(x, axis, start, function, window, stride, pad):
     window, strides = _only(axis, window, 1), _only(axis, stride, 1)
     return lax.reduce_window(x, start, function, window, strides, _only(axis, pad, (0, 0)))
 
@@ -84,7 +84,7 @@ class AvgPool(nnx.Module):
     def _sum(self, x, pads):
         # One axis after the other: the gradient, at stride 2 of [8, 56, 56, 96], in 0.3 ms for 5.6, the sum in half.
         for axis, pad in zip((1, 2), pads):
-            x = _reduce_along(axis, x, 0.0, lax.add, self.window, self.stride, pad)
+            x = _reduce_along(x, axis, 0.0, lax.add, self.window, self.stride, pad)
         return x
 
 
