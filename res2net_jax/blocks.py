@@ -60,7 +60,7 @@ class Bottle2neck(nnx.Module):
         out = self.drop_block(jnp.concatenate(outs, axis=-1), block_key)
 
         out = self.se(self.bn3(self.conv3(out)))
-        return self.act(self.drop_path(out, path_key) + run(self.downsample, x))
+        return self.act.of_sum(self.drop_path(out, path_key), run(self.downsample, x))
 
 
 def shortcut(in_features: int, plan: BlockPlan, arch: Arch, **dtypes) -> nnx.List:
