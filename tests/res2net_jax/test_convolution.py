@@ -21,7 +21,7 @@ def close(ours, theirs):
     return np.abs(ours - theirs).max() < 1e-13 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 5)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 5), (1, 40), (33, 34)], ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("convolve", [by_rows, winograd, winograd_in_training])
 def test_equals_torch_with_gradients(convolve, size, x64):
     check(convolve, (2, *size, 5))
