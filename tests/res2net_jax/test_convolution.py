@@ -1,6 +1,7 @@
 """Each way to compute a convolution against torch's, in float64, with gradients."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,16 @@ def test_strided_dilated_and_grouped_equal_torch(choose, change, shape, x64):
 @CHOICES
 def test_of_one_pixel_equals_torch(choose, change, x64):
     check(functools.partial(choose, **PLAIN | change), (2, 9, 8, 10), size=1, **change)
+
+
+def test_gradient_of_a_narrowing_product_has_fewer_rows():
+    x, kernel = jnp.zeros((1, 20, 20, 40)), jnp.zeros((1, 1, 40, 6))
+
+    def loss(kernel):
+        return jnp.sum(for_training(x, kernel, **PLAIN) ** 2)
+
+    text = jax.jit(jax.grad(loss)).lower(kernel).compile().as_text()
+    assert re.search(r"= f32\[6,40\]\S* dot\(", text) and not re.search(r"= f32\[40,6\]\S* dot\(", text)
 
 
 def check(convolve, shape, size=3, **options):
