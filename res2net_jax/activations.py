@@ -43,7 +43,9 @@ class Activation(nnx.Module):
 
 @jax.custom_jvp
 def relu_of_sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    """``relu(x + y)`` to the bit, but an operation of two arrays, which XLA:CPU computes once.
+    """``relu(x + y)``, but an operation of two arrays, which XLA:CPU computes once.
+
+    Equal to the bit, except that where y is -inf it is NaN, not 0.
 
     An operation of one, as relu, it computes again within each use of it: in a row of residual blocks, whose output is
     used by the block after it and by that one's own sum, all sums before would be computed again in each.

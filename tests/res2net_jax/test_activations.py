@@ -14,10 +14,10 @@ from res2net_jax.backend import compiler_options
 
 
 def arrays(dtype):
-    """Two of them, with equal and opposite values, both zeros, infinity, NaN and the smallest numbers."""
+    """Two of them, with equal and opposite values, both zeros, infinities, NaN and the smallest numbers."""
     rng = np.random.default_rng(0)
     special = [0.0, -0.0, 1.5, -1.5, np.inf, np.nan, 1e-45, -1e-45]
-    pairs = np.array([(x, y) for x in special for y in special])
+    pairs = np.array([(x, y) for x in [*special, -np.inf] for y in special])
     values = np.concatenate([pairs, rng.standard_normal((1000, 2))])
     return (jnp.asarray(values[:, i], dtype) for i in (0, 1))
 
@@ -26,6 +26,10 @@ def arrays(dtype):
 def test_relu_of_sum_is_that_to_the_bit(dtype):
     x, y = arrays(dtype)
     np.testing.assert_array_equal(*(np.asarray(a, float) for a in (relu_of_sum(x, y), jax.nn.relu(x + y))))
+
+
+def test_relu_of_sum_does_not_hide_a_shortcut_that_overflowed():
+    assert jnp.isnan(relu_of_sum(jnp.ones(1), jnp.full(1, -jnp.inf))).all()
 
 
 def test_relu_of_sum_and_its_gradients_equal_torch(x64):
