@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from res2net_jax.files import first_line, out_of_memory
@@ -71,11 +72,22 @@ def _unraisable(report):
     after another has failed finds its loop closed.
     """
     if issubclass(report.exc_type, KeyboardInterrupt):
-        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        again.daemon = True
-        again.start()
+        threading.Thread(target=_interrupt_again, daemon=True).start()
     elif not (isinstance(report.exc_value, RuntimeError) and str(report.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(report)
+
+
+def _interrupt_again():
+    while _unraisable.__code__ in _main_thread_runs():  # where it would be lost once more
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _main_thread_runs():
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    while frame:
+        yield frame.f_code
+        frame = frame.f_back
 
 
 def _silence_stdout():

@@ -219,8 +219,12 @@ def test_abandoned_threads_are_not_waited_for(ending, code):
     assert ended.stderr == ("error: full\n" if code == 2 else "")
 
 
-def test_ctrl_c_in_a_destructor_is_not_lost():
-    ended = after("""
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_ctrl_c_in_a_destructor_is_not_lost(seconds):
+    """Also on a busy machine, where it takes ``seconds`` until a thread that was started lets us go on."""
+    ended = after(f"""
+        start = threading.Thread.start
+        threading.Thread.start = lambda thread: (start(thread), time.sleep({seconds}))
         class Late:
             def __del__(self):
                 raise KeyboardInterrupt
