@@ -203,7 +203,8 @@ def test_what_orbax_gives_up_is_not_shown(monkeypatch, capsys):
 
 def after(command):
     """How a program ends whose command is this code."""
-    code = f"import atexit, sys, threading, time\nfrom res2net_jax import command_line\ndef command(_):\n{command}\n"
+    imports = "import atexit, signal, sys, threading, time\nfrom res2net_jax import command_line"
+    code = f"{imports}\ndef command(_):\n{command}\n"
     program = [sys.executable, "-c", f"{code}command_line.main(command)"]
     return subprocess.run(program, capture_output=True, text=True, timeout=60)
 
@@ -223,6 +224,7 @@ def test_abandoned_threads_are_not_waited_for(ending, code):
 def test_ctrl_c_in_a_destructor_is_not_lost(seconds):
     """Also on a busy machine, where it takes ``seconds`` until a thread that was started lets us go on."""
     ended = after(f"""
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
         start = threading.Thread.start
         threading.Thread.start = lambda thread: (start(thread), time.sleep({seconds}))
         class Late:
