@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 from res2net_jax.files import first_line, out_of_memory
@@ -78,16 +79,15 @@ def _unraisable(report):
 
 
 def _interrupt_again():
-    while _unraisable.__code__ in _main_thread_runs():  # where it would be lost once more
+    while _reports():  # where it would be lost once more
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _main_thread_runs():
-    frame = sys._current_frames().get(threading.main_thread().ident)
-    while frame:
-        yield frame.f_code
-        frame = frame.f_back
+def _reports():
+    """Whether the main thread is still within :func:`_unraisable`."""
+    stack = traceback.walk_stack(sys._current_frames().get(threading.main_thread().ident))
+    return any(frame.f_code is _unraisable.__code__ for frame, _ in stack)
 
 
 def _silence_stdout():
