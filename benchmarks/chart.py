@@ -33,7 +33,10 @@ def run(task: str, arguments: list[str]) -> None:
 
 
 def draw(rows: list[dict[str, str]]) -> plt.Figure:
-    """One panel for each batch size, one group of bars for each model, one bar for each peer."""
+    """One panel for each batch size, one group of bars for each model, one bar for each peer.
+
+    Of two cores the bars show those near each other; a dot, what the ratio is where they are far.
+    """
     peers = [peer for peer in COLORS if f"{peer} / ours" in rows[0]]
     models = list(dict.fromkeys(row["model"] for row in rows))
     batches = list(dict.fromkeys(row["batch"] for row in rows))
@@ -41,14 +44,20 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
                                   sharey=True, layout="constrained", squeeze=False)  # fmt: skip
     height = 0.8 / len(peers)
     for panel, batch in zip(panels[0], batches):
-        ratios = {row["model"]: row for row in rows if row["batch"] == batch}
+        of_batch = [row for row in rows if row["batch"] == batch]
+        far = {row["model"]: row for row in of_batch if row["cores"] == "far"}
+        ratios = far | {row["model"]: row for row in of_batch if row["cores"] != "far"}
         for i, peer in enumerate(peers):
-            values = [float(ratios.get(model, {}).get(f"{peer} / ours") or "nan") for model in models]
+            values, values_far = (
+                [float(where.get(model, {}).get(f"{peer} / ours") or "nan") for model in models]
+                for where in (ratios, far)
+            )
             places = [place + (i - (len(peers) - 1) / 2) * height for place in range(len(models))]
             bars = panel.barh(places, values, height * 0.9, color=COLORS[peer], label=peer)
             labels = ["" if value != value else f"{value:.2f}" for value in values]
             behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # the line at 1 would cross them
             panel.bar_label(bars, labels, padding=3, fontsize=7, color="#444444", bbox=behind)
+            panel.scatter(values_far, places, s=7, color="black", zorder=3)
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set_title(f"batch {batch}", fontsize=10)
         panel.set_yticks(range(len(models)), models)
@@ -56,7 +65,9 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
         panel.tick_params(axis="y", length=0)
         panel.margins(x=0.12)
     panels[0][0].invert_yaxis()
-    figure.suptitle("Time of a peer's forward pass / time of ours (right of the line we are the faster)", fontsize=10)
+    dots = "; dots: on cores that share no cache" if any(row["cores"] == "far" for row in rows) else ""
+    title = f"Time of a peer's forward pass / time of ours (right of the line we are the faster{dots})"
+    figure.suptitle(title, fontsize=10)
     figure.legend(
         *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(peers), frameon=False
     )

@@ -1,11 +1,13 @@
 """Inference and training: all runners of a row take turns, round after round, each in a process of its own.
 
-So what disturbs the machine disturbs all. The figure is the median of the rounds. float32 on the CPU, with as many
-threads for each; bfloat16 (torch: autocast and channels_last) on a GPU.
+So what disturbs the machine disturbs all. The figure is the median of the turns; where two cores share a cache now and
+then do not, of either sort apart (``benchmarks.cores``). float32 on the CPU, with as many threads for each; bfloat16
+(torch: autocast and channels_last) on a GPU.
 """
 
 import dataclasses
 import functools
+import statistics
 from pathlib import Path
 
 import jax
@@ -51,7 +53,7 @@ class Options:
     batches: tuple[int, ...] = ()
     """By default 1, 8 and 32 for inference, 8 and 16 for training; on a GPU 1, 8, 64 and 256, and 64 and 256."""
     rounds: int = 7
-    """Measurements of each runner; the median counts."""
+    """Turns of each runner."""
     seconds: float = 1.0
     """A measurement repeats the task at least this long."""
     results: Path = results.FOLDER
@@ -65,15 +67,17 @@ def run(task: str, arguments: list[str]) -> None:
             "install both for the same, e.g. pip install '.[benchmark,cuda]'"
         )
     first, *others = names = list(RUNNERS[task])
-    rows = [("model", "batch", *(f"{name} (ms)" for name in names), *(f"{name} / ours" for name in others))]
+    figures = (*(f"{name} (ms)" for name in names), *(f"{name} / ours" for name in others))
+    rows = [("model", "batch", "cores", "turns", *figures)]
     kind = "bfloat16" if torch_peer.ON_GPU else f"float32, {torch_peer.THREADS} threads each"
-    remark = f"{kind}, median of {options.rounds}; above 1 we are the faster"
+    remark = f"{kind}, medians; above 1 we are the faster"
     for model in options.models:
         for batch in options.batches or BATCHES[task]:
-            medians = measure(RUNNERS[task], model, batch, options.rounds, options.seconds)
-            milliseconds = [f"{1e3 * medians[name]:.1f}" if name in medians else "" for name in names]
-            ratios = [f"{medians[name] / medians[first]:.2f}" if name in medians else "" for name in others]
-            rows.append((model, str(batch), *milliseconds, *ratios))
-            print(table([rows[0], rows[-1]]).splitlines()[-1], flush=True)
+            for place, turns in measure(RUNNERS[task], model, batch, options.rounds, options.seconds).items():
+                medians = {name: statistics.median(durations) for name, durations in turns.items()}
+                milliseconds = [f"{1e3 * medians[name]:.1f}" if name in medians else "" for name in names]
+                ratios = [f"{medians[name] / medians[first]:.2f}" if name in medians else "" for name in others]
+                rows.append((model, str(batch), place, str(min(map(len, turns.values()))), *milliseconds, *ratios))
+                print(table([rows[0], rows[-1]]).splitlines()[-1], flush=True)
             text = results.write(task, rows, remark, PACKAGES, options.results)  # hours may follow
     print(f"\n{text}")

@@ -1,30 +1,37 @@
 """Runners that take turns, each in a process of its own: what one keeps in memory or leaves to its threads is not the
 other's matter."""
 
+import collections
 import contextlib
 import multiprocessing
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Callable
 
+from benchmarks.cores import placement
 from res2net_jax.files import first_line
 
 
-def measure(makers: dict[str, Callable], model: str, batch: int, rounds: int, seconds: float) -> dict[str, float]:
-    """Median seconds of one execution for each runner; a peer that fails is named on stderr and left out.
+def measure(
+    makers: dict[str, Callable], model: str, batch: int, rounds: int, seconds: float
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of one execution in each turn of each runner; a peer that fails is named on stderr and left out.
 
     Args:
         makers: Each is called with ``model`` and ``batch`` in its process, and gives a function to be timed.
         rounds: Turns that each takes.
         seconds: Of a turn, at least.
 
+    Returns:
+        For ``near`` and ``far`` cores (``benchmarks.cores``) the turns that began and ended with such, if every runner
+        had one; else all turns as ``mixed``, or under the empty name where nothing can tell.
+
     Raises:
         RuntimeError: The first of ``makers`` fails.
     """
     processes = multiprocessing.get_context("spawn")
-    runners, times = {}, {}
+    runners, turns = {}, []
 
     def hear(name):
         """What ``name`` says; None, and it is left out, if that is what went wrong."""
@@ -46,20 +53,31 @@ def measure(makers: dict[str, Callable], model: str, batch: int, rounds: int, se
             runners[name], its_end = processes.Pipe()
             processes.Process(target=_serve, args=(its_end, make, model, batch, seconds)).start()
             its_end.close()
-            if hear(name):
-                times[name] = []
+            hear(name)
+        place = placement()
         for _ in range(rounds):
             for name in list(runners):
                 with contextlib.suppress(BrokenPipeError):  # killed since, as the next line hears
                     runners[name].send("your turn")
-                if (duration := hear(name)) is not None:
-                    times[name].append(duration)
+                duration, before, place = hear(name), place, placement()
+                turns.append((name, before if place == before else None, duration))
     finally:
         for runner in runners.values():
             runner.close()  # its process then ends
         for process in multiprocessing.active_children():
             process.join()
-    return {name: statistics.median(times[name]) for name in runners}
+    return _by_place([turn for turn in turns if turn[0] in runners])
+
+
+def _by_place(turns):
+    places = collections.defaultdict(lambda: collections.defaultdict(list))
+    everywhere = collections.defaultdict(list)
+    for name, place, duration in turns:
+        everywhere[name].append(duration)
+        if place is not None:
+            places[place][name].append(duration)
+    whole = {place: places[place] for place in ("", "near", "far") if places[place].keys() == everywhere.keys()}
+    return whole or {"mixed": everywhere}
 
 
 def _serve(pipe, make, model, batch, seconds):

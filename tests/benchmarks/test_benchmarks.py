@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks import chart, results, scaling, timing
+from benchmarks import chart, cores, results, scaling, timing, turns
 from res2net_jax.command_line import table
 
 
@@ -24,11 +24,11 @@ def killed(model, batch):
     os._exit(9)
 
 
-def test_medians_and_peers_that_fail(capsys):
+def test_turns_and_peers_that_fail(capsys):
     sleepers = {name: functools.partial(sleeping, ms) for name, ms in (("ours", 1), ("slow", 20))}
     others = {"broken": failing, "large": killed, "lost": killed_in_its_turn}
-    medians = timing.measure(sleepers | others, "m", 1, rounds=3, seconds=0.0)
-    assert medians.keys() == {"ours", "slow"} and medians["slow"] >= 0.02 > medians["ours"]
+    for durations in timing.measure(sleepers | others, "m", 1, rounds=3, seconds=0.0).values():
+        assert durations.keys() == {"ours", "slow"} and min(durations["slow"]) >= 0.02 > min(durations["ours"])
     messages = capsys.readouterr().err.splitlines()
     assert messages[0] == "broken cannot run m at batch 1: no memory"
     assert "large cannot run" in messages[1] and "was killed" in messages[1]
@@ -43,20 +43,47 @@ def killed_in_its_turn(model, batch):
     return lambda: next(calls) < 2 or os._exit(9)  # after the one that compiles and the one that is looked at
 
 
+def test_turns_on_cores_near_and_far_are_apart(monkeypatch):
+    makers = {name: functools.partial(sleeping, 1) for name in ("ours", "theirs")}
+    for seen, turns_in in (
+        (["near"] * 3 + ["far"] * 4, {"near": 1, "far": 1}),  # the turn in which they moved is neither
+        (["near", "near", "far", "near", "near", "near", "near"], {"near": 2}),
+        (["near", "far"] * 3 + ["near"], {"mixed": 3}),
+        ([""] * 7, {"": 3}),
+    ):
+        monkeypatch.setattr(turns, "placement", functools.partial(next, iter(seen)))
+        found = timing.measure(makers, "m", 1, rounds=3, seconds=0.0)
+        assert {place: min(map(len, by.values())) for place, by in found.items()} == turns_in
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be pinned here")
+def test_placement_is_of_two_cores():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cores.placement() == ""
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert cores.placement() in (("near", "far") if len(allowed) == 2 else ("",))
+
+
 def test_runners_of_inference_run():
     makers = {name: timing.RUNNERS["inference"][name] for name in ("res2net_jax", "timm eager")}
-    medians = timing.measure(makers, "res2net50_48w_2s", 1, rounds=1, seconds=0.0)
-    assert medians.keys() == makers.keys() and min(medians.values()) > 0
+    for durations in timing.measure(makers, "res2net50_48w_2s", 1, rounds=1, seconds=0.0).values():
+        assert durations.keys() == makers.keys() and min(map(min, durations.values())) > 0
 
 
 def test_tables_and_the_chart(tmp_path):
-    rows = [("model", "batch", "timm eager / ours"), ("a", "1", "1.10"), ("a", "8", "0.90"), ("b", "1", "")]
+    figures = [("a", "1", "near", "1.10"), ("a", "1", "far", "0.80"), ("a", "8", "", "0.90"), ("b", "1", "far", "")]
+    rows = [("model", "batch", "cores", "timm eager / ours"), *figures]
     text = results.write("inference", rows, "a remark", ("jax",), tmp_path)
     assert "a remark" in text and table(rows) in text and (tmp_path / "inference-cpu.txt").read_text() == text
     read = results.read("inference", tmp_path)
     assert [tuple(row.values()) for row in read] == rows[1:]
-    bars = [[bar.get_width() for bar in panel.patches] for panel in chart.draw(read).axes]
+    panels = chart.draw(read).axes
+    bars = [[bar.get_width() for bar in panel.patches] for panel in panels]
     assert bars[0][0] == 1.1 and bars[1][0] == 0.9 and str(bars[0][1]) == str(bars[1][1]) == "nan"
+    assert panels[0].collections[0].get_offsets()[0][0] == 0.8 and panels[1].collections[0].get_offsets().mask[0].any()
 
 
 def test_bytes_of_a_collective():
