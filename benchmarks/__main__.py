@@ -37,9 +37,11 @@ def run(arguments: list[str]) -> None:
     if task not in (*TASKS, "all"):
         raise ValueError(f"there is no task {task!r}; choose one of {', '.join(TASKS)} and all")
     if task == "all":
+        if options:
+            raise ValueError(f"all takes no options, got {' '.join(options)}; give them to one of {', '.join(TASKS)}")
         for name in TASKS:  # each in a process of its own, that leaves the memory to the next
             print(f"\n=== {name}", file=sys.stderr)
-            subprocess.run([sys.executable, "-m", "benchmarks", name, *options], check=True)
+            subprocess.run([sys.executable, "-m", "benchmarks", name], check=True)
         return
     importlib.import_module(f"benchmarks.{'timing' if task in ('inference', 'train') else task}").run(task, options)
 

@@ -35,7 +35,7 @@ def run(task: str, arguments: list[str]) -> None:
 def draw(rows: list[dict[str, str]]) -> plt.Figure:
     """One panel for each batch size, one group of bars for each model, one bar for each peer.
 
-    Of two cores the bars show those near each other; a dot, what the ratio is where they are far.
+    Of turns on cores that are far from each other, a dot in place of the bar.
     """
     peers = [peer for peer in COLORS if f"{peer} / ours" in rows[0]]
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -45,8 +45,9 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
     height = 0.8 / len(peers)
     for panel, batch in zip(panels[0], batches):
         of_batch = [row for row in rows if row["batch"] == batch]
-        far = {row["model"]: row for row in of_batch if row["cores"] == "far"}
-        ratios = far | {row["model"]: row for row in of_batch if row["cores"] != "far"}
+        far, ratios = (
+            {row["model"]: row for row in of_batch if (row["cores"] == "far") == is_far} for is_far in (True, False)
+        )
         for i, peer in enumerate(peers):
             values, values_far = (
                 [float(where.get(model, {}).get(f"{peer} / ours") or "nan") for model in models]

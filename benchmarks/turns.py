@@ -31,7 +31,7 @@ def measure(
         RuntimeError: The first of ``makers`` fails.
     """
     processes = multiprocessing.get_context("spawn")
-    runners, turns = {}, []
+    runners, started, turns = {}, [], []
 
     def hear(name):
         """What ``name`` says; None, and it is left out, if that is what went wrong."""
@@ -51,7 +51,8 @@ def measure(
     try:
         for name, make in makers.items():
             runners[name], its_end = processes.Pipe()
-            processes.Process(target=_serve, args=(its_end, make, model, batch, seconds)).start()
+            started.append(processes.Process(target=_serve, args=(its_end, make, model, batch, seconds)))
+            started[-1].start()
             its_end.close()
             hear(name)
         place = placement()
@@ -64,7 +65,7 @@ def measure(
     finally:
         for runner in runners.values():
             runner.close()  # its process then ends
-        for process in multiprocessing.active_children():
+        for process in started:
             process.join()
     return _by_place([turn for turn in turns if turn[0] in runners])
 
@@ -89,10 +90,6 @@ def _serve(pipe, make, model, batch, seconds):
         start = time.perf_counter()
         execute()
         repeats = max(1, round(seconds / (time.perf_counter() - start)))
-    except Exception as error:  # of the memory, say; each library has its own errors
-        pipe.send(first_line(error))
-        return
-    with contextlib.suppress(EOFError, BrokenPipeError):  # no more turns
         pipe.send(True)
         while pipe.recv():
             execute()  # what the runner before left in the caches is not this one's
@@ -100,3 +97,7 @@ def _serve(pipe, make, model, batch, seconds):
             for _ in range(repeats):
                 execute()
             pipe.send((time.perf_counter() - start) / repeats)
+    except (EOFError, BrokenPipeError):  # no more turns
+        pass
+    except Exception as error:  # of the memory, say; each library has its own errors
+        pipe.send(first_line(error))

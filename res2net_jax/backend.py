@@ -2,8 +2,11 @@
 
 import functools
 import os
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from res2net_jax.files import cache_home
 
@@ -37,6 +40,24 @@ def compiler_options(backend: str | None = None) -> dict[str, str]:
     except jax.errors.JaxRuntimeError:  # an experimental option, which another jaxlib may not have
         return {}
     return dict(_CPU)
+
+
+def jit(function: Callable, **options) -> Callable:
+    """``jax.jit(function, **options)`` with :func:`compiler_options`.
+
+    JAX takes those at top level alone: within ``jax.jit``, ``jax.grad`` and the like it is compiled without.
+    """
+    alone = jax.jit(function, compiler_options=compiler_options(), **options)
+    within = jax.jit(function, **options)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        here = jnp.negative(np.float32(0))  # traced too, if all is, as by jax.jit
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((here, arguments)))
+        return within(*arguments) if traced else alone(*arguments)
+
+    call.lower = alone.lower
+    return call
 
 
 def use_compilation_cache() -> None:

@@ -102,9 +102,12 @@ def _is_narrowing_1x1(x, kernel, stride, groups):
 
 def _is_worth_winograd(x):
     """Whether its products are large enough to be worth their transforms; as measured on two cores with AVX-512."""
-    features, count = x.shape[-1], len(x) * math.prod(tiles(x))
+    features, batch = x.shape[-1], x.shape[0]
+    if not isinstance(batch, int):  # symbolic, in jax.export
+        return False
+    count = batch * math.prod(tiles(x))
     return features > 32 and count >= 100 and count * features**2 >= 1.5e6
 
 
 def _multiply(x, matrix):
-    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])

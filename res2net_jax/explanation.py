@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from res2net_jax.backend import compiler_options
+from res2net_jax.backend import jit
 from res2net_jax.blocks import run
 from res2net_jax.model import Res2Net
 
@@ -93,7 +93,7 @@ def _check_classes(classes, count, num_classes):
 
 @functools.cache
 def _compiled_maps():
-    @functools.partial(jax.jit, static_argnames=("method", "stage"), compiler_options=compiler_options())
+    @functools.partial(jit, static_argnames=("method", "stage"))
     def maps(model, images, classes, method, stage):
         index = [info["module"] for info in model.feature_info].index(stage)
         _, (features,) = model.forward_intermediates(images, [index], stop_early=True)

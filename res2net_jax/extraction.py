@@ -1,6 +1,7 @@
 """Features instead of logits: of images in memory, or of any number of picture files to a file."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -96,6 +97,8 @@ def save_features(
         "weights": _fingerprint(model),
         "stage": check_stage(model, stage),
         "pool": pool,
+        "dtype": str(model.dtype),
+        "preprocessing": repr(setting),
         "batch_size": batch_size,
         "jax": f"{jax.__version__}, {jax.default_backend()}",
     }
@@ -121,17 +124,15 @@ def save_features(
 
 
 def _features(model, stage, pool):
-    check_stage(model, stage)
     stages = [info["module"] for info in model.feature_info]
+    return _features_of(stages.index(check_stage(model, stage)), pool)
 
+
+@functools.cache  # for the programs of one function are kept, not those of equal ones
+def _features_of(index, pool):
     def features(model, images):
-        if stage is None:
-            last = model.forward_features(images)
-            features = model.forward_head(last, pre_logits=True) if pool else last
-        else:
-            _, (features,) = model.forward_intermediates(images, [stages.index(stage)], stop_early=True)
-            features = global_pool(features, model.arch.global_pool or "avg") if pool else features
-        return features
+        _, (maps,) = model.forward_intermediates(images, [index], stop_early=True)
+        return global_pool(maps, model.arch.global_pool or "avg") if pool else maps
 
     return features
 

@@ -5,12 +5,13 @@ import weakref
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from res2net_jax import convolution, microbatch
-from res2net_jax.backend import compiler_options
+from res2net_jax import backend, convolution, microbatch
+from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
 from res2net_jax.model import Res2Net
@@ -41,7 +42,7 @@ def fuse(model: Res2Net) -> Res2Net:
     return fused
 
 
-def compile(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]]:
+def compile(model: Res2Net | FeaturePyramid) -> Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]]:
     """The fast way to run a model: fused, compiled with its backend's options, called without looking at the module.
 
     Compiled once for every shape of images. On a CPU its 3x3 convolutions are computed in other ways than the plain one
@@ -50,37 +51,35 @@ def compile(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, 
     ``sharding`` and pass images that are sharded over the batch.
 
     Args:
-        model: In eval mode. Later changes of its weights have no effect.
+        model: In eval mode; also one of ``features_only=True``. Later changes of its weights have no effect.
 
     Returns:
-        Images [b, h, w, c], as the model takes them, -> what ``model(images)`` gives. Also within other programs, of
-        ``jax.jit`` or ``jax.grad``, which are then compiled with options of their own.
+        Images [b, h, w, c], as the model takes them, -> what ``model(images)`` gives. Also within ``jax.jit``,
+        ``jax.grad`` and the like, where it is compiled without the options.
 
     Raises:
         ValueError: ``model`` is in train mode.
     """
+    if isinstance(model, FeaturePyramid):
+        return compile_function(_maps_at(model.out_indices), model.backbone)
     return compile_function(Res2Net.__call__, model)
 
 
 def compile_function(function: Callable, model: Res2Net) -> Callable:
     """As :func:`compile`, for what ``function(model, images)`` gives."""
     run, leaves = program(function, model)
-
-    def call(images):
-        # Within another program, of jax.jit or jax.grad, options are the outer one's matter.
-        inner = run.__wrapped__ if isinstance(images, jax.core.Tracer) else run
-        return inner(leaves, images)
-
-    return call
+    return functools.partial(run, leaves)
 
 
-def program(function: Callable, model: Res2Net) -> tuple[jax.stages.Wrapped, list[Array]]:
+def program(function: Callable, model: Res2Net) -> tuple[Callable, list[Array]]:
     """The jitted ``(weights, images) -> function(model, images)`` of :func:`compile_function`, and its weights."""
     fused = fuse(model)
     cast_weights(fused)
     fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
+    shared = {id(leaf) for leaf in jax.tree.leaves(nnx.state(model))}  # and gone, should a training step donate them
+    leaves = [jnp.copy(leaf) if id(leaf) in shared else leaf for leaf in leaves]
     return _program(function, graphdef, structure), leaves
 
 
@@ -103,17 +102,21 @@ def cast_weights(model: Res2Net) -> None:
                 leaf.set_value(leaf.get_value().astype(module.dtype))
 
 
+@functools.cache  # for the programs of one function are kept, not those of equal ones
+def _maps_at(indices):
+    return lambda backbone, images: backbone.forward_intermediates(images, indices, stop_early=True)[1]
+
+
 _COMPILED = weakref.WeakKeyDictionary()
 
 
 @functools.lru_cache(maxsize=8)
 def _program(function, graphdef, structure):
     # Of the flat arrays: a call of 300 of them costs 0.09 ms, of jax.jit with the module as its argument 4.6 ms.
-    @jax.jit(compiler_options=compiler_options())
     def run(leaves, images):
         return function(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)), images)
 
-    return run
+    return backend.jit(run)
 
 
 def _foldable(model):

@@ -26,8 +26,9 @@ def in_turns(
     Args:
         values: In the output for one image.
     """
-    size = _size(len(x), values)
-    if size == len(x) or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    batch = x.shape[0]  # symbolic in jax.export
+    at_once = jax.default_backend() != "cpu" or jax.device_count() > 1 or not isinstance(batch, int)
+    if at_once or (size := _size(batch, values)) == batch:
         return stage(x)
     out = lax.map(stage, x.reshape(-1, size, *x.shape[1:]))
     return out.reshape(-1, *out.shape[2:])

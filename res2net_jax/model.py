@@ -185,7 +185,11 @@ class Res2Net(nnx.Module):
         return sorted({i % count for i in indices})
 
     def train(self, mode: bool = True) -> "Res2Net":
-        """Normalises by the batch, updates the running statistics and drops from here on; returns the model."""
+        """Normalises by the batch, updates the running statistics and drops from here on; returns the model.
+
+        The gradients are of reverse mode (``jax.grad``, ``jax.vjp``): on one CPU device ``jax.jvp`` raises TypeError
+        where a 3x3 convolution is large enough for Winograd's algorithm. ``eval()`` allows both.
+        """
         if mode and self.bn1.folded:
             raise ValueError("a fused model is for inference alone; train the one it was made from")
         convolve = convolution.for_training if mode else convolution.direct

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from res2net_jax.backend import compiler_options
+from res2net_jax.backend import jit
 from res2net_jax.fusion import cast_weights, fuse
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
@@ -39,7 +39,7 @@ def load(file: str | os.PathLike) -> Callable[[Images], Float[Array, "b k"]]:
         ValueError: It is no such file, damaged, or written by a JAX newer than this one.
     """
     exported = read(file)
-    run = jax.jit(exported.call, compiler_options=compiler_options())
+    run = jit(exported.call)
     if len(exported.in_avals) == 1:
         return run
     import safetensors.flax

@@ -4,6 +4,8 @@ import functools
 import itertools
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -26,13 +28,14 @@ def killed(model, batch):
 
 def test_turns_and_peers_that_fail(capsys):
     sleepers = {name: functools.partial(sleeping, ms) for name, ms in (("ours", 1), ("slow", 20))}
-    others = {"broken": failing, "large": killed, "lost": killed_in_its_turn}
+    others = {"broken": failing, "large": killed, "lost": killed_in_its_turn, "tired": failing_in_its_turn}
     for durations in timing.measure(sleepers | others, "m", 1, rounds=3, seconds=0.0).values():
         assert durations.keys() == {"ours", "slow"} and min(durations["slow"]) >= 0.02 > min(durations["ours"])
     messages = capsys.readouterr().err.splitlines()
     assert messages[0] == "broken cannot run m at batch 1: no memory"
     assert "large cannot run" in messages[1] and "was killed" in messages[1]
     assert "lost cannot run" in messages[2] and "was killed" in messages[2]
+    assert messages[3] == "tired cannot run m at batch 1: no memory left"
     assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError, match="no memory"):
         timing.measure({"ours": failing}, "m", 1, rounds=1, seconds=0.0)
@@ -41,6 +44,15 @@ def test_turns_and_peers_that_fail(capsys):
 def killed_in_its_turn(model, batch):
     calls = itertools.count()
     return lambda: next(calls) < 2 or os._exit(9)  # after the one that compiles and the one that is looked at
+
+
+def failing_in_its_turn(model, batch):
+    calls = itertools.count()
+    return lambda: next(calls) < 2 or failing_now()
+
+
+def failing_now():
+    raise RuntimeError("no memory left")
 
 
 def test_turns_on_cores_near_and_far_are_apart(monkeypatch):
@@ -56,15 +68,29 @@ def test_turns_on_cores_near_and_far_are_apart(monkeypatch):
         assert {place: min(map(len, by.values())) for place, by in found.items()} == turns_in
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be pinned here")
-def test_placement_is_of_two_cores():
-    allowed = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(allowed)})
-        assert cores.placement() == ""
-    finally:
-        os.sched_setaffinity(0, allowed)
-    assert cores.placement() in (("near", "far") if len(allowed) == 2 else ("",))
+@pytest.mark.parametrize(
+    ("count", "program", "expected"),
+    [
+        (1, "print(100.0)", ""),
+        (2, "print(100.0)", "near"),
+        (2, "print(400.0)", "far"),
+        (4, "print(100.0)", ""),
+        (2, "raise OSError", ""),
+    ],
+)
+def test_placement_is_of_two_cores(count, program, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)), raising=False)
+    monkeypatch.setattr(cores, "__file__", str(tmp_path / "program.py"))
+    (tmp_path / "program.py").write_text(program)
+    assert cores.placement() == expected
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="there are no two cores to pin to"
+)
+def test_a_round_trip_takes_time():
+    answer = subprocess.run([sys.executable, cores.__file__], capture_output=True, text=True, check=True, timeout=60)
+    assert 20 < float(answer.stdout) < 1e6
 
 
 def test_runners_of_inference_run():

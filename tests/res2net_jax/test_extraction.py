@@ -1,5 +1,6 @@
 """Features of pictures to a file: what they are, and that no kill changes the file."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -42,6 +43,15 @@ def pictures(photos, tmp_path_factory):
     (folder / "p5.png").write_bytes(b"no picture")
     (folder / "p42.png").write_bytes((folder / "p41.png").read_bytes()[:500])
     return [folder / f"p{i}.png" for i in range(60)]
+
+
+def test_a_model_that_does_not_pool_has_features_of_the_mean():
+    model = res2net_jax.create("res2net50_26w_4s", **SMALL | {"num_classes": 0, "global_pool": ""}).eval()
+    x = np.random.default_rng(0).standard_normal((2, 33, 40, 3)).astype("float32")
+    extract = res2net_jax.feature_extractor
+    expected = np.asarray(model(x)).mean((1, 2))
+    np.testing.assert_allclose(extract(model)(x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(extract(model, "layer4")(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("stage", "pool"), [(None, True), ("layer3", True), ("act1", False)])
@@ -219,6 +229,10 @@ def test_what_is_not_continued(model, pictures, tmp_path, monkeypatch):
     other.preprocessing = model.preprocessing
     with pytest.raises(ValueError, match=r"\(weights\)"):
         save(other, pictures[:3], target, batch_size=2)
+    half = res2net_jax.create("res2net50_26w_4s", dtype="bfloat16", **SMALL).eval()
+    half.preprocessing = dataclasses.replace(model.preprocessing, crop_pct=0.9)
+    with pytest.raises(ValueError, match="dtype, preprocessing"):
+        save(half, pictures[:3], target, batch_size=2)
     save(other, pictures[:4], target, batch_size=2, overwrite=True)
     with np.load(target) as content:
         assert content["features"].shape == (4, 128)

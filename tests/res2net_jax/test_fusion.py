@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import res2net_jax
+from res2net_jax import convolution
 from res2net_jax.backend import compiler_options
 from res2net_jax.fusion import _COMPILED, _program, compiled
 from res2net_jax.init import variables
@@ -83,6 +85,72 @@ def test_a_compiled_model_within_another_program(x64):
     gradient = jax.grad(lambda x: run(x).sum())(x)
     expected = jax.grad(lambda x: model(x).sum())(x)
     np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-12 * np.abs(expected).max())
+
+
+def test_a_compiled_model_within_a_program_that_its_images_are_no_part_of(x64):
+    model, x = random_model("float64"), images("float64")
+    run = res2net_jax.compile(model)
+    expected = np.asarray(run(x))
+    np.testing.assert_allclose(jax.jit(lambda y: run(x) + y)(1.0), expected + 1, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(jax.lax.map(lambda y: run(x) * y, jnp.ones(2))[1], expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(jax.vmap(run)(x[:, None])[:, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_compiled_model_exported_for_any_batch(x64):
+    model = random_model("float64", base_width=128, scale=2)
+    (batch,) = jax.export.symbolic_shape("b")
+    images_of_any = jax.ShapeDtypeStruct((batch, 45, 64, 3), "float64")
+    exported = jax.export.export(jax.jit(res2net_jax.compile(model)))(images_of_any)
+    for count in (1, 3):
+        x = images("float64", count)
+        assert np.abs(exported.call(x) - model(x)).max() < 1e-13 * np.abs(model(x)).max()
+
+
+def test_a_compiled_model_outlives_the_weights_it_was_made_from():
+    model = random_model("float32")
+    run, expected = res2net_jax.compile(model), np.asarray(model(images()))
+    state = nnx.state(model)
+    jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)  # as a training step
+    assert model.fc.kernel.get_value().is_deleted()
+    np.testing.assert_allclose(run(images()), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_compiled_pyramid(x64):
+    options = SMALL | {"zero_init_last": False, "param_dtype": "float64", "features_only": True, "out_indices": (0, 2)}
+    pyramid, x = res2net_jax.create("res2net50_26w_4s", **options).eval(), images("float64")
+    for ours, expected in zip(res2net_jax.compile(pyramid)(x), pyramid(x), strict=True):
+        assert np.abs(ours - expected).max() < 1e-13 * np.abs(expected).max()
+
+
+def test_large_convolutions_of_a_compiled_model_and_of_its_training(x64):
+    """By Winograd's algorithm, whose 16 products the program then has, and their gradients' 32."""
+    options = SMALL | {"layers": (1,), "channels": (32,), "base_width": 128, "scale": 2}
+    model = random_model("float64", **options)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 64, 64, 3)))
+    run = res2net_jax.compile(model)
+    assert str(jax.make_jaxpr(run)(x)).count("dot_general") >= 16 > str(jax.make_jaxpr(model)(x)).count("dot_general")
+    assert np.abs(run(x) - model(x)).max() < 1e-13 * np.abs(model(x)).max()
+
+    graphdef, state = nnx.split(model.train())
+    plain = nnx.merge(graphdef, state)
+    plain.set_attributes(convolve=convolution.direct)
+
+    def gradients(graphdef):
+        return jax.grad(lambda state: jnp.sum(jnp.sin(nnx.merge(graphdef, state)(x))))
+
+    ours, expected = gradients(graphdef), gradients(nnx.graphdef(plain))
+    assert (
+        str(jax.make_jaxpr(ours)(state)).count("dot_general")
+        >= 48
+        > str(jax.make_jaxpr(expected)(state)).count("dot_general")
+    )
+    for a, b in zip(jax.tree.leaves(ours(state)), jax.tree.leaves(expected(state)), strict=True):
+        assert np.abs(a - b).max() <= 1e-11 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("make", [lambda model: model, res2net_jax.fuse, res2net_jax.compile])
+def test_no_images_have_no_logits(make):
+    assert make(random_model("float32"))(images(batch=0)).shape == (0, 1000)
 
 
 def test_what_is_compiled_is_kept_until_the_model_changes(x64):
