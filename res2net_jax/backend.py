@@ -5,8 +5,7 @@ import os
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
 from res2net_jax.files import cache_home
 
@@ -51,10 +50,10 @@ def jit(function: Callable, **options) -> Callable:
     within = jax.jit(function, **options)
 
     @functools.wraps(function)
-    def call(*arguments):
-        here = jnp.negative(np.float32(0))  # traced too, if all is, as by jax.jit
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((here, arguments)))
-        return within(*arguments) if traced else alone(*arguments)
+    def call(*arguments, **named):
+        here = lax.iota("int32", 1)  # traced too, if all is, as by jax.jit
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((here, arguments, named)))
+        return (within if traced else alone)(*arguments, **named)
 
     call.lower = alone.lower
     return call

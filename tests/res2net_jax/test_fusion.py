@@ -94,6 +94,8 @@ def test_a_compiled_model_within_a_program_that_its_images_are_no_part_of(x64):
     np.testing.assert_allclose(jax.jit(lambda y: run(x) + y)(1.0), expected + 1, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(jax.lax.map(lambda y: run(x) * y, jnp.ones(2))[1], expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(jax.vmap(run)(x[:, None])[:, 0], expected, rtol=1e-12, atol=1e-12)
+    with jax.transfer_guard("disallow"):
+        np.testing.assert_array_equal(run(images=x), expected)
 
 
 def test_a_compiled_model_exported_for_any_batch(x64):
