@@ -47,6 +47,12 @@ def test_of_one_pixel_equals_torch(choose, change, x64):
     check(functools.partial(choose, **PLAIN | change), (2, 9, 8, 10), size=1, **change)
 
 
+def test_winograd_in_training_has_no_forward_mode():
+    x, kernel = jnp.zeros(WINOGRAD), jnp.zeros((3, 3, WINOGRAD[-1], 8))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: for_training(x, kernel, **PLAIN), (x,), (x,))
+
+
 def test_gradient_of_a_narrowing_product_has_fewer_rows():
     x, kernel = jnp.zeros((1, 20, 20, 40)), jnp.zeros((1, 1, 40, 6))
 

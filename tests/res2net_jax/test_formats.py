@@ -97,7 +97,9 @@ def test_stablehlo_runs_where_this_library_cannot_be_imported(model, logits, tmp
     assert size["beside"] < size["bfloat16"] < size["inside"]
     assert str(files.__file__).rpartition("/")[0].encode() not in (tmp_path / "inside.stablehlo").read_bytes()
 
-    assert difference(stablehlo.load(tmp_path / "beside.stablehlo")(pixels()[:3]), logits[:3]) < 1e-6
+    run = stablehlo.load(tmp_path / "beside.stablehlo")
+    assert difference(run(pixels()[:3]), logits[:3]) < 1e-6
+    assert difference(jax.jit(lambda y: run(pixels()[:3]) + y)(0.0), logits[:3]) < 1e-6
     (tmp_path / "beside.weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="beside.weights.safetensors, which is not there"):
         stablehlo.load(tmp_path / "beside.stablehlo")
