@@ -15,6 +15,7 @@ COLORS = {
     "ONNX Runtime": "#8f8f8f",
     "torch.compile, CUDA graphs": "#35b779",
 }
+FAR = "on cores that share no cache, where measured"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
     models = list(dict.fromkeys(row["model"] for row in rows))
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     figure, panels = plt.subplots(1, len(batches), figsize=(3.6 * len(batches) + 1.6, 1.1 + 0.72 * len(models)),
-                                  sharey=True, layout="constrained", squeeze=False)  # fmt: skip
+                                  sharex=True, sharey=True, layout="constrained", squeeze=False)  # fmt: skip
     height = 0.8 / len(peers)
     for panel, batch in zip(panels[0], batches):
         of_batch = [row for row in rows if row["batch"] == batch]
@@ -58,7 +59,7 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
             labels = ["" if value != value else f"{value:.2f}" for value in values]
             behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # the line at 1 would cross them
             panel.bar_label(bars, labels, padding=3, fontsize=7, color="#444444", bbox=behind)
-            panel.scatter(values_far, places, s=7, color="black", zorder=3)
+            panel.scatter(values_far, places, s=7, color="black", zorder=3, label="" if i else FAR)
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set_title(f"batch {batch}", fontsize=10)
         panel.set_yticks(range(len(models)), models)
@@ -66,10 +67,9 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
         panel.tick_params(axis="y", length=0)
         panel.margins(x=0.12)
     panels[0][0].invert_yaxis()
-    dots = "; dots: on cores that share no cache" if any(row["cores"] == "far" for row in rows) else ""
-    title = f"Time of a peer's forward pass / time of ours (right of the line we are the faster{dots})"
-    figure.suptitle(title, fontsize=10)
-    figure.legend(
-        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(peers), frameon=False
-    )
+    figure.suptitle("Time of a peer's forward pass / time of ours (right of the line we are the faster)", fontsize=10)
+    handles = dict(zip(*reversed(panels[0][0].get_legend_handles_labels())))
+    if not any(row["cores"] == "far" for row in rows):
+        del handles[FAR]
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure

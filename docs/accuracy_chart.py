@@ -33,9 +33,9 @@ def draw() -> Figure:
     """The chart; the group of a model's point in the SVG has the model's name as its id."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    _join(axes, ("res2net50_26w_4s", "res2net50_26w_6s", "res2net50_26w_8s"), BLUE)
-    _join(axes, ("res2net50_26w_4s", "res2net101_26w_4s"), BLUE)
-    _join(axes, ("res2net50d", "res2net101d"), ORANGE)
+    _join(axes, ("res2net50_26w_4s", "res2net50_26w_6s", "res2net50_26w_8s"), BLUE, "more splits", (0, -11))
+    _join(axes, ("res2net50_26w_4s", "res2net101_26w_4s"), BLUE, "deeper", (25, 16))
+    _join(axes, ("res2net50d", "res2net101d"), ORANGE, "deeper", (5, -9))
     for variant in VARIANTS.values():
         x, y = point(variant)
         axes.plot(x, y, "o", color=_colour(variant), markersize=7, gid=variant.name)
@@ -45,7 +45,7 @@ def draw() -> Figure:
         )
     for row, (text, colour) in enumerate(KEY.items()):
         axes.text(0.02, 0.95 - 0.055 * row, text, color=colour, transform=axes.transAxes, fontsize=10)
-    axes.set(xlim=(2.7, 9.6), ylim=(77.2, 81.6))
+    axes.set(xlim=(2.7, 9.9), ylim=(77.2, 81.6))
     axes.set_xlabel("multiply-adds of one 224 x 224 image (G)", color=INK)
     axes.set_ylabel("ImageNet-1k top-1 accuracy (%)", color=INK)
     axes.tick_params(colors=INK)
@@ -66,8 +66,13 @@ def save(figure: Figure, file: Path) -> None:
         figure.savefig(file, transparent=True, metadata={"Date": None, "Title": "Accuracy against multiply-adds"})
 
 
-def _join(axes, names, colour):
-    axes.plot(*zip(*(point(VARIANTS[name]) for name in names)), color=colour, linewidth=1.2, alpha=0.5)
+def _join(axes, names, colour, why, offset):
+    """A line, and ``offset`` points from the middle of its last part what changes along it."""
+    points = [point(VARIANTS[name]) for name in names]
+    axes.plot(*zip(*points), color=colour, linewidth=1.2, alpha=0.5)
+    (x0, y0), (x1, y1) = points[-2:]
+    middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+    axes.annotate(why, middle, offset, textcoords="offset points", color=colour, fontsize=8, style="italic")
 
 
 def _colour(variant):

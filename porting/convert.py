@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from res2net_jax.arch import Arch
-from res2net_jax.init import variables
+from res2net_jax.init import require_model, variables
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS
 
@@ -38,6 +38,7 @@ def load_state_dict(model: Res2Net, state_dict: Mapping[str, np.ndarray]) -> Res
         ValueError: One message with every key that is missing, unexpected or misshapen, or whose values are no
             weights, and the variants that the state dict would fit.
     """
+    require_model(model)
     given = {key: to_numpy(value) for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
     leaves = {torch_key(path): leaf for path, leaf in variables(model).items()}
     fitting = [key for key in leaves if key in given and given[key].shape == to_torch_shape(leaves[key].shape)]

@@ -41,7 +41,8 @@ def certify(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {"certified": False, "reason": f"timm or torch is missing ({error}): pip install 'res2net_jax[port]'"}
 
     state_dict = {key: to_numpy(value).astype(np.float32) for key, value in state_dict.items()}
-    num_classes, in_chans = state_dict["fc.weight"].shape[0], _in_chans(name, state_dict)
+    num_classes = state_dict["fc.weight"].shape[0] if "fc.weight" in state_dict else 0
+    in_chans = _in_chans(name, state_dict)
     reference = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
     reference.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in state_dict.items()}, strict=True)
     reference.eval()

@@ -48,7 +48,7 @@ def port(
         OSError: No network, no permission, no space.
     """
     variant = get_variant(name)
-    if output is not None and Path(output).expanduser().exists() and not overwrite:
+    if output is not None and not checkpoint.is_free(Path(output).expanduser()) and not overwrite:
         raise FileExistsError(f"{output} exists; pass overwrite=True (--force) to replace it")
 
     release = _fetch(variant, source, check_hash, cache_dir)
@@ -93,6 +93,8 @@ def _model_for(variant: Variant, arrays: dict[str, np.ndarray]) -> Res2Net:
     first = arrays.get("conv1.0.weight" if variant.arch.stem_type else "conv1.weight")
     if head is not None and head.ndim == 2:
         options["num_classes"] = head.shape[0]
+    elif not any(key.startswith("fc.") for key in arrays):
+        options["num_classes"] = 0
     if first is not None and first.ndim == 4:
         options["in_chans"] = first.shape[1]
     return Res2Net(variant.arch, name=variant.name, **options)

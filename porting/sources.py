@@ -102,6 +102,8 @@ def _read_safetensors(path):
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from error
+    except (AttributeError, TypeError) as error:  # e.g. float8
+        raise ValueError(f"{path} holds numbers of a type that numpy has not: {error}") from error
 
 
 def _read_torch(path):

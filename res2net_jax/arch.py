@@ -170,6 +170,8 @@ def override(arch: Arch, **options) -> Arch:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(known)}"
+            if option == "pretrained":  # of timm
+                hint = "load gives trained weights, create fresh ones"
             raise ValueError(f"a Res2Net has no option {option!r}; {hint}")
     return dataclasses.replace(arch, **options)
 

@@ -11,10 +11,12 @@ import logging
 import os
 import tempfile
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from res2net_jax.adapt import adapt
 from res2net_jax.arch import Arch, override
@@ -28,7 +30,7 @@ from res2net_jax.files import (
     versions,
     writing,
 )
-from res2net_jax.init import variables
+from res2net_jax.init import require_model, variables
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
 
@@ -55,28 +57,35 @@ def save(
     In a job of several processes (jax.distributed) all call it, with arrays that span them.
 
     Args:
-        model: The model; parameters keep their dtype.
+        model: The model; parameters keep their dtype. The computation type is not kept: give it to ``load``.
         folder: Where to. Its parent is made if need be.
         overwrite: Replaces a checkpoint that is already there.
         source: Where the weights are from, as JSON.
         certificate: What :func:`porting.parity.certify` said of them.
 
     Raises:
-        FileExistsError: ``folder`` exists, and ``overwrite`` is False or it is no checkpoint.
+        ValueError: A model that is fused, cut to a backbone, or without weights.
+        FileExistsError: ``folder`` exists and is not empty, and ``overwrite`` is False or it is no checkpoint.
         OSError: No permission or no space; nothing is left behind.
     """
     from orbax.checkpoint import v1 as ocp
 
+    require_model(model)
     if model.bn1.folded:
         raise ValueError("a fused model is for inference alone; save the one it was made from")
+    if len(model.stages) < len(model.arch.layers):
+        raise ValueError("this model was cut to a backbone; keep nnx.state(model) with Orbax, or save the whole one")
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in arrays(model).values()):
+        raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
     folder = Path(folder).expanduser().absolute()
     metadata = describe(model, source=source, certificate=certificate)
     if jax.process_count() > 1:  # Orbax renames when all have written
         with _ORBAX:
             ocp.save_checkpointables(folder, {"model": arrays(model)}, overwrite=overwrite, custom_metadata=metadata)
         return folder
+    metadata["crc32"] = {path: _crc32(value) for path, value in arrays(model).items()}
     with lock(folder), writing(folder):
-        if folder.exists() and not (overwrite and is_checkpoint(folder)):
+        if not is_free(folder) and not (overwrite and is_checkpoint(folder)):
             reason = "it is not a checkpoint, so it is left alone" if overwrite else "pass overwrite=True to replace it"
             raise FileExistsError(f"{folder} exists; {reason}")
         remove_leftovers(folder)
@@ -147,7 +156,7 @@ def restore(
         preprocessing=saved.preprocessing,
     )
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    _fill(saved, folder, place)
+    _fill(saved, folder, place, metadata.get("crc32", {}))
     return adapt(saved, wanted, sharding=place).eval()
 
 
@@ -179,8 +188,7 @@ def abstract_model(metadata: dict[str, Any]) -> Res2Net:
     """The model that :func:`describe` described, without its arrays."""
     config = dict(metadata["model"])
     setting = metadata.get("preprocessing")
-    if setting is not None:
-        setting = Preprocessing(**{key: tuple(v) if isinstance(v, list) else v for key, v in setting.items()})
+    setting = None if setting is None else Preprocessing(**setting)
     return Res2Net(Arch(**config.pop("arch")), preprocessing=setting, **config)
 
 
@@ -210,13 +218,14 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def locate(folder: str | os.PathLike) -> Path:
-    """``folder`` if it is a checkpoint, else the newest numbered checkpoint in it."""
+    """``folder`` if it is a checkpoint, else the newest numbered one in it, or in the ``checkpoints`` of a run."""
     folder = Path(folder).expanduser().absolute()
     if is_checkpoint(folder):
         return folder
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    steps = [child for child in folder.iterdir() if child.name.isdigit() and is_checkpoint(child)]
+    children = [*folder.iterdir(), *folder.glob("checkpoints/*")]
+    steps = [child for child in children if child.name.isdigit() and is_checkpoint(child)]
     if not steps:
         raise ValueError(
             f"{folder} is not a checkpoint; expected a folder written by res2net_jax.save, "
@@ -225,11 +234,16 @@ def locate(folder: str | os.PathLike) -> Path:
     return max(steps, key=lambda step: int(step.name))
 
 
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there but, at most, an empty folder."""
+    return not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+
+
 def is_checkpoint(folder: Path) -> bool:
     return (folder / "_CHECKPOINT_METADATA").is_file()
 
 
-def _fill(model, folder, place):
+def _fill(model, folder, place, checksums):
     """Puts the arrays in ``folder`` into the abstract ``model``."""
     from orbax.checkpoint import v1 as ocp
 
@@ -250,7 +264,17 @@ def _fill(model, folder, place):
             raise ValueError(
                 'a float64 checkpoint needs jax.config.update("jax_enable_x64", True), for the whole program'
             )
+        # Orbax does not notice a flipped bit.
+        if path in checksums and loaded[path].is_fully_addressable and _crc32(loaded[path]) != checksums[path]:
+            raise ValueError(
+                f"the checkpoint {folder} is damaged: {path} is not what was saved; take another one, or delete it and "
+                f"port it again (python -m porting {model.name})"
+            )
         leaf.set_value(loaded[path])
+
+
+def _crc32(value):
+    return zlib.crc32(np.ascontiguousarray(value).view(np.uint8))
 
 
 @contextlib.contextmanager

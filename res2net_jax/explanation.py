@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from res2net_jax.backend import jit
 from res2net_jax.blocks import run
+from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
 
 METHODS = ("gradcam", "gradcam++")
@@ -52,6 +53,7 @@ def explain(
     """
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}; choose {' or '.join(METHODS)}")
+    require_model(model)
     stage = check_stage(model, stage)
     if not model.num_classes:
         raise ValueError("this model has no classifier (num_classes=0), so there is no class to explain")
@@ -60,7 +62,8 @@ def explain(
     model.check_images(images)
     if classes is not None:
         classes = _check_classes(classes, len(images), model.num_classes)
-    maps = _compiled_maps()(model, images, None if classes is None else classes.reshape(len(images), -1), method, stage)
+    of_each = classes if classes is None or classes.ndim == 2 else classes[:, None]
+    maps = _compiled_maps()(model, images, of_each, method, stage)
     return maps if classes is not None and classes.ndim == 2 else maps[:, 0]
 
 

@@ -19,11 +19,10 @@ from res2net_jax.decoding import decoded, uninterrupted
 from res2net_jax.explanation import check_stage
 from res2net_jax.feature_file import FeatureFile, check_target
 from res2net_jax.fusion import compile_function
-from res2net_jax.inference import picture_setting
-from res2net_jax.init import variables
+from res2net_jax.init import require_model, variables
 from res2net_jax.model import Res2Net
 from res2net_jax.pooling import global_pool
-from res2net_jax.preprocess import preprocess
+from res2net_jax.preprocess import picture_setting, preprocess
 
 
 def feature_extractor(
@@ -44,6 +43,7 @@ def feature_extractor(
     Raises:
         ValueError: No such stage, or a model in train mode.
     """
+    require_model(model)
     return compile_function(_features(model, stage, pool), model)
 
 
@@ -65,7 +65,7 @@ def save_features(
 
     Args:
         model: In eval mode, for RGB pictures.
-        pictures: Paths.
+        pictures: Paths; or one.
         output: ``.npy``, with a ``.json`` beside it that names the files; or ``.npz``, with arrays ``features`` and
             ``files``, which needs twice the space while it is written.
         stage: As for :func:`feature_extractor`.
@@ -83,10 +83,12 @@ def save_features(
     """
     output = Path(output).expanduser().absolute()
     check_target(output, overwrite)
+    pictures = [pictures] if isinstance(pictures, str | os.PathLike) else pictures
     names = [os.fspath(picture) for picture in pictures]
     if not names:
         raise ValueError("there are no pictures to take features of")
     batch_size = natural("batch_size", batch_size, least=1)
+    require_model(model)
     setting = picture_setting(model)
     blank = np.zeros((batch_size, setting.size, setting.size, model.in_chans), np.float32)
     extract = feature_extractor(model, stage, pool=pool)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib.metadata
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -107,7 +108,7 @@ def replacing(file: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OSError: No permission, no space.
     """
     check_new(file, overwrite)
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp{file.suffix}")
+    temporary = file.with_name(f".{secrets.token_hex(8)}.tmp{file.suffix}")  # as short as a long name needs
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -11,8 +11,9 @@ from flax import nnx
 
 from res2net_jax import files, stablehlo
 from res2net_jax.arch import natural
-from res2net_jax.inference import known_setting
+from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
+from res2net_jax.preprocess import known_setting
 from res2net_jax.variants import Preprocessing
 
 SUFFIXES = (stablehlo.SUFFIX, ".onnx", ".pth", ".safetensors")
@@ -57,6 +58,7 @@ def export(
     """
     file = Path(file).expanduser()
     check_format(file)
+    require_model(model)
     if model.bn1.folded or not model.bn1.use_running_average:
         raise ValueError("only a model in eval mode that is not fused can be exported; call model.eval()")
     if file.suffix != stablehlo.SUFFIX and (dtype is not None or weights_beside):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from res2net_jax import backend, convolution, microbatch
 from res2net_jax.features import FeaturePyramid
-from res2net_jax.init import variables
+from res2net_jax.init import require_model, variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
 from res2net_jax.model import Res2Net
 
@@ -29,6 +29,7 @@ def fuse(model: Res2Net) -> Res2Net:
     Raises:
         ValueError: ``model`` is in train mode.
     """
+    require_model(model)
     _require_eval(model)
     fused = nnx.merge(*nnx.split(model))
     pairs = _foldable(fused)
@@ -64,7 +65,7 @@ def compile(
     """
     if isinstance(model, FeaturePyramid):
         return compile_function(_maps_at(model.out_indices), model.backbone)
-    return compile_function(Res2Net.__call__, model)
+    return compile_function(type(model).__call__, model)
 
 
 def compile_function(function: Callable, model: Res2Net) -> Callable:
@@ -90,7 +91,8 @@ def compiled(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array,
     graphdef, state = nnx.split(model)
     leaves = jax.tree.leaves(state)
     seen, references, run = _COMPILED.get(model, (None, (), None))
-    if seen != graphdef or any(reference() is not leaf for reference, leaf in zip(references, leaves, strict=True)):
+    same = zip(references, leaves, strict=True)  # numpy's arrays may change in place
+    if seen != graphdef or any(reference() is not leaf or not isinstance(leaf, jax.Array) for reference, leaf in same):
         run = compile(model)
         _COMPILED[model] = graphdef, [weakref.ref(leaf) for leaf in leaves], run
     return run

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from res2net_jax.arch import natural
 from res2net_jax.fusion import compiled
+from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import Picture, preprocess
-from res2net_jax.variants import VARIANTS, Preprocessing
 
 
 class Prediction(NamedTuple):
@@ -45,6 +45,7 @@ def classify(
         ValueError: No pictures, one that cannot be read, or a model in train mode or without classifier.
         FileNotFoundError: A picture that is not there.
     """
+    require_model(model)
     names = class_names(model)
     top_k = min(natural("top_k", top_k, least=1), model.num_classes)
     batch_size = natural("batch_size", batch_size, least=1)
@@ -60,7 +61,7 @@ def classify(
         raise ValueError("there are no images to classify")
     if is_array:
         model.check_images(images)
-    transform = None if is_array else preprocess(picture_setting(model))
+    transform = None if is_array else preprocess(model)
     run, answers = compiled(model), []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -85,29 +86,6 @@ def class_names(model: Res2Net) -> tuple[str, ...]:
         return model.class_names
     names = tuple(name for _, name in imagenet_classes())
     return names if model.num_classes == len(names) else tuple(f"class {i}" for i in range(model.num_classes))
-
-
-def picture_setting(model: Res2Net) -> Preprocessing:
-    """How pictures become the images that ``model`` takes; for :func:`preprocess`.
-
-    Raises:
-        ValueError: It is not known, or for another number of channels.
-    """
-    setting = known_setting(model)
-    if setting is None:
-        raise ValueError(
-            f"{model.name} with {model.in_chans} input channels has no transform for pictures; pass an array "
-            "[batch, height, width, channels] that is normalised as in its training, or give the model a preprocessing="
-        )
-    return setting
-
-
-def known_setting(model: Res2Net) -> Preprocessing | None:
-    """As :func:`picture_setting`, but None where it is not known."""
-    setting = model.preprocessing
-    if setting is None and model.name in VARIANTS:
-        setting = VARIANTS[model.name].preprocessing
-    return setting if setting is not None and len(setting.mean) == model.in_chans else None
 
 
 @functools.cache

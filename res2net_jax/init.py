@@ -17,6 +17,14 @@ def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
+def require_model(model: Res2Net) -> None:
+    """TypeError for anything else, such as a pyramid."""
+    if not isinstance(model, Res2Net):
+        kind = type(model).__name__
+        hint = ", which was cut to a backbone; load it without features_only=True" if hasattr(model, "backbone") else ""
+        raise TypeError(f"expected a Res2Net; got a {kind}{hint}")
+
+
 def initialize(model: Res2Net, rngs: int | nnx.Rngs, *, zero_init_last: bool = True, only: str = "") -> Res2Net:
     """Fills ``model`` in place with timm's initialisation and returns it.
 
@@ -33,7 +41,10 @@ def initialize(model: Res2Net, rngs: int | nnx.Rngs, *, zero_init_last: bool = T
         only: Restricts this to arrays whose path starts so.
     """
     if isinstance(rngs, nnx.Rngs):
-        rngs = int(jax.random.bits(rngs.params()))
+        bits = jax.random.bits(rngs.params())
+        if isinstance(bits, jax.core.Tracer):
+            raise ValueError("within jax.jit and the like fresh weights need a whole number as rngs, not nnx.Rngs")
+        rngs = int(bits)
     seed = natural("rngs (a seed, or nnx.Rngs)", rngs)
     leaves = variables(model)
     for path, variable in leaves.items():

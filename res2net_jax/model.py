@@ -73,7 +73,7 @@ class Res2Net(nnx.Module):
                 features = plan.planes * EXPANSION
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
         self.head_drop = Dropout(arch.drop_rate)
-        self._set_classifier(num_classes, class_names)
+        self._set_classifier(num_classes, class_names, arch)
         self.grad_checkpointing = False
         self.over_batch = microbatch.whole  # res2net_jax.compile sets its own
 
@@ -223,17 +223,17 @@ class Res2Net(nnx.Module):
         """Replaces the classifier by a fresh one of ``num_classes`` (0: by none), and the pooling if one is given."""
         from res2net_jax.init import initialize
 
-        if global_pool is not None:
-            self.arch = override(self.arch, global_pool=global_pool)
-        self._set_classifier(num_classes, class_names)
+        arch = self.arch if global_pool is None else override(self.arch, global_pool=global_pool)
+        self._set_classifier(num_classes, class_names, arch)
         initialize(self, rngs, only="fc.")
 
-    def _set_classifier(self, num_classes, class_names):
+    def _set_classifier(self, num_classes, class_names, arch):
         num_classes = natural("num_classes", num_classes)
-        if num_classes and not self.arch.global_pool:
+        if num_classes and not arch.global_pool:
             raise ValueError('global_pool "" leaves maps, which no classifier takes; pass num_classes=0 with it')
         if class_names is not None and (isinstance(class_names, str) or len(class_names) != num_classes):
             raise ValueError(f"class_names must be {num_classes} names, one a class; got {class_names!r:.100}")
+        self.arch = arch
         self.num_classes = num_classes
         self.class_names = None if class_names is None else tuple(class_names)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -5,7 +5,7 @@ from typing import Any
 
 from res2net_jax.checkpoint import abstract_model
 from res2net_jax.cost import cost, count_parameters
-from res2net_jax.inference import known_setting
+from res2net_jax.preprocess import known_setting
 from res2net_jax.variants import VARIANTS, Preprocessing, Variant
 
 PAPER = "https://arxiv.org/abs/1904.01169"

@@ -10,19 +10,37 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from res2net_jax.arch import natural
-from res2net_jax.variants import Preprocessing, Variant, get_variant
+from res2net_jax.features import FeaturePyramid
+from res2net_jax.files import first_line
+from res2net_jax.model import Res2Net
+from res2net_jax.variants import VARIANTS, Preprocessing, Variant, get_variant
+
+_MODES = {1: "L", 3: "RGB"}
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_MOST_PIXELS = 2**25  # of a picture whose shorter side is resized: 128 MB, more than one of 256 x 100,000
 
 Picture = str | os.PathLike | bytes | bytearray | Image.Image
+
+#: EXIF's orientation -> what sets the picture right.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 #: What the name of a picture in a folder ends in, in any case; a file that is named itself may end as it likes.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def preprocess(
-    name_or_setting: str | Variant | Preprocessing, *, size: int | None = None
+    model: str | Res2Net | FeaturePyramid | Variant | Preprocessing, *, size: int | None = None
 ) -> Callable[[Picture], Float[np.ndarray, "h w c"]]:
     """The evaluation transform of a model; equal to timm's, value for value.
 
@@ -30,24 +48,56 @@ def preprocess(
     scaled to [0, 1] and normalised.
 
     Args:
-        name_or_setting: The model, or a setting of its own; one with a single mean is for grey images.
-        size: Side of the square crop, by default the published one.
+        model: A model, which may have been trained on pictures of its own; the name of one; or a setting, which is
+            for grey images if it has a single mean.
+        size: Side of the square crop, by default the model's.
 
     Returns:
         A function from a path, the bytes of a picture file, or a PIL image to a float32 array
         [size, size, channels]. Files are turned upright by their EXIF orientation; a PIL image is taken as it is.
         It raises ValueError for a file that is no picture, FileNotFoundError for one that is not there.
+
+    Raises:
+        ValueError: No model is called so, or how pictures become its images is not known.
     """
-    setting = name_or_setting
-    if not isinstance(setting, Preprocessing):
-        setting = (setting if isinstance(setting, Variant) else get_variant(setting)).preprocessing
-    mode = {1: "L", 3: "RGB"}[len(setting.mean)]
+    if isinstance(model, Preprocessing):
+        setting = model
+    elif isinstance(model, Res2Net | FeaturePyramid):
+        setting = picture_setting(getattr(model, "backbone", model))
+    else:
+        setting = (model if isinstance(model, Variant) else get_variant(model)).preprocessing
+    if len(setting.mean) not in _MODES:
+        raise ValueError(f"a picture has 1 or 3 channels; this setting has a mean of {len(setting.mean)}")
+    mode = _MODES[len(setting.mean)]
     size = setting.size if size is None else natural("size (in pixels)", size, least=1)
 
     def transform(picture: Picture) -> np.ndarray:
         return normalize(resize_and_crop(open_picture(picture).convert(mode), setting, size), setting)
 
     return transform
+
+
+def picture_setting(model: Res2Net) -> Preprocessing:
+    """How pictures become the images that ``model`` takes; for :func:`preprocess`.
+
+    Raises:
+        ValueError: It is not known, or for another number of channels.
+    """
+    setting = known_setting(model)
+    if setting is None:
+        raise ValueError(
+            f"{model.name} with {model.in_chans} input channels has no transform for pictures; pass an array "
+            "[batch, height, width, channels] that is normalised as in its training, or give the model a preprocessing="
+        )
+    return setting
+
+
+def known_setting(model: Res2Net) -> Preprocessing | None:
+    """As :func:`picture_setting`, but None where it is not known."""
+    setting = model.preprocessing
+    if setting is None and model.name in VARIANTS:
+        setting = VARIANTS[model.name].preprocessing
+    return setting if setting is not None and len(setting.mean) == model.in_chans in _MODES else None
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -64,9 +114,20 @@ def open_picture(picture: Picture) -> Image.Image:
         raise TypeError(f"expected a path, bytes or a PIL image; got {type(picture).__name__}")
     try:
         with Image.open(file) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: not a picture that can be read ({error})") from error
+            return upright(_to_rgb(image), image.getexif())
+    except UnidentifiedImageError as error:  # whose own text names the file once more
+        raise ValueError(f"{name}: not a picture that can be read (it is in no known format)") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its format's parser stumbles on
+        raise ValueError(f"{name}: not a picture that can be read ({first_line(error)})") from error
+
+
+def upright(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    """``image`` turned as ``exif`` says."""
+    # Pillow's exif_transpose also writes the EXIF data anew, and fails where they are odd.
+    turn = _TURNS.get(exif.get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def resize_and_crop(image: Image.Image, setting: Preprocessing, size: int) -> Image.Image:
@@ -78,10 +139,13 @@ def resize_and_crop(image: Image.Image, setting: Preprocessing, size: int) -> Im
         width, height = short, int(short * height / width)
     else:
         width, height = int(short * width / height), short
-    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    image = image.resize((width, height), filters[setting.interpolation])
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    box = (left, top, left + size, top + size)
+    if width * height > _MOST_PIXELS and min(box) >= 0:  # a strip; what is cropped in any case is not computed then
+        across, down = image.width / width, image.height / height
+        part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        return image.resize((size, size), INTERPOLATIONS[setting.interpolation], box=part)
+    return image.resize((width, height), INTERPOLATIONS[setting.interpolation]).crop(box)
 
 
 def normalize(image: Image.Image, setting: Preprocessing) -> Float[np.ndarray, "h w c"]:
@@ -91,6 +155,7 @@ def normalize(image: Image.Image, setting: Preprocessing) -> Float[np.ndarray, "
 
 
 def _to_rgb(image):
-    if image.mode.startswith("I;16"):  # 16-bit grey; PIL's own conversion would clip it to white
+    # 16-bit grey, in mode I if it is a PGM; PIL's own conversion would clip it to white.
+    if image.mode.startswith("I;16") or image.mode == "I" and np.max(image, initial=0) > 255:
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

@@ -17,9 +17,10 @@ import numpy as np
 
 from res2net_jax import checkpoint, files, hub
 from res2net_jax.arch import Arch
-from res2net_jax.inference import known_setting
+from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
 from res2net_jax.model_card import model_card
+from res2net_jax.preprocess import known_setting
 from res2net_jax.variants import VARIANTS
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -140,6 +141,8 @@ def _described(model):
     """The model and the metadata to store with it."""
     if isinstance(model, Res2Net):
         return model, _of_release(model) or checkpoint.describe(model)
+    if not isinstance(model, str | os.PathLike):
+        require_model(model)
     folder = hub.local_folder(model) if hub.is_folder(model) else hub.cached(model)
     metadata = checkpoint.read_metadata(folder)
     evaluation = (metadata.get("train") or {}).get("evaluation")

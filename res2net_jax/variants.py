@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import fnmatch
 
-from res2net_jax.arch import Arch
+from res2net_jax.arch import Arch, natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,17 @@ class Preprocessing:
     interpolation: str = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # of JSON, a list
+        natural("size (in pixels)", self.size, least=1)
+        if not self.crop_pct > 0:
+            raise ValueError(f"crop_pct, the share of the shorter side that is kept, is above 0; got {self.crop_pct!r}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f'interpolation must be "bilinear" or "bicubic"; got {self.interpolation!r}')
+        if not self.mean or len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
+            raise ValueError(f"mean and std, above 0, are one value per channel; got {self.mean} and {self.std}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,9 +272,11 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}
 
 def get_variant(name: str) -> Variant:
     """The variant called ``name``; ValueError that suggests the nearest names if there is none."""
-    if isinstance(name, str) and name in VARIANTS:
+    if not isinstance(name, str):
+        raise ValueError(f"expected the name of a model, such as {next(iter(VARIANTS))}; got a {type(name).__name__}")
+    if name in VARIANTS:
         return VARIANTS[name]
-    near = difflib.get_close_matches(str(name), VARIANTS, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(VARIANTS)}"
     raise ValueError(f"no model is called {name!r}; {hint}")
 

@@ -24,12 +24,13 @@ from res2net_jax.checkpoint import describe
 from res2net_jax.files import first_line, remove_tree
 from res2net_jax.model import Res2Net
 from train.config import Config, differences, to_json
-from train.devices import everywhere, together
+from train.devices import everywhere, largest, together
 from train.report import say
-from train.step import State, evaluated, fingerprint
+from train.step import State, fingerprint, from_items, to_items
 
 #: Attempts at the last save of a process, and seconds between two of them.
 ATTEMPTS, PAUSE = 30, 10.0
+_OLD = ".old"
 
 
 class NotSaved(Exception):
@@ -71,6 +72,8 @@ class Checkpoints:
         Raises:
             ValueError: The checkpoints are of a run with another config, model or data, or all are damaged.
         """
+        self._put_back()
+        _wait_for_all()
         steps = _steps(self.folder)
         _wait_for_all()  # or a slow process would not see what another one has set aside
         for number, step in enumerate(steps):
@@ -99,7 +102,9 @@ class Checkpoints:
     def save(self, step: int, state: State, evaluation: dict | None = None) -> None:
         """Starts to save in the background. If it fails this warns, and :meth:`due` asks for another attempt."""
         self._settle()
-        items = _items(state)
+        if evaluation is None and self._saved(step):
+            return
+        items = to_items(state)
         metadata = {
             **self._description,
             "train": {
@@ -112,11 +117,12 @@ class Checkpoints:
         }
         self._check_at = step + self._retry_after
         try:
+            if self._saved(step):
+                self._set_aside(step)
             if self._checkpointer is None:
                 self._checkpointer = _open(self.folder, self.config.keep)
-            exists = any(saved.step == step for saved in self._checkpointer.checkpoints)
             self._saving = self._checkpointer.save_checkpointables_async(
-                step, items, force=True, overwrite=exists, metrics=evaluation, custom_metadata=metadata
+                step, items, force=True, metrics=evaluation, custom_metadata=metadata
             )
         except Exception as error:
             self._saving = _Failed(error)
@@ -149,6 +155,30 @@ class Checkpoints:
         if jax.process_index() == 0:
             for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):  # of failed saves
                 remove_tree(leftover)
+        self._put_back()
+
+    def _saved(self, step):
+        """Whether the state after ``step`` is there already: what it holds is decided by the step alone."""
+        return bool(largest(jax.process_index() == 0 and (self.folder / str(step)).is_dir()))
+
+    def _set_aside(self, step):
+        """Makes room for ``step`` with its evaluation. Orbax would delete the old one before the new one is there."""
+        if self._checkpointer is not None:
+            self._checkpointer.close()  # it knows of the old one
+            self._checkpointer = None
+        _wait_for_all()
+        if jax.process_index() == 0:
+            os.rename(self.folder / str(step), self.folder / f"{step}{_OLD}")
+        _wait_for_all()
+
+    def _put_back(self):
+        """Ends what :meth:`_set_aside` began, also in an earlier process that was killed."""
+        if jax.process_index() == 0:
+            for old in self.folder.glob(f"*{_OLD}"):
+                if old.with_suffix("").exists():
+                    remove_tree(old)
+                else:
+                    os.rename(old, old.with_suffix(""))
 
     def _settle(self):
         """Waits for the save under way; False if it failed in any process."""
@@ -166,6 +196,7 @@ class Checkpoints:
             # And some of its threads wait, up to 20 minutes, for a word from those that failed.
             command_line.abandon_threads()
             return False
+        self._put_back()
         return True
 
     def _problem(self):
@@ -206,7 +237,7 @@ class Checkpoints:
             raise ValueError(f"{self.folder.parent} holds a run {reason}:\n  " + "\n  ".join(lines))
 
     def _load(self, step, metadata, state):
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), to_items(state))
         problem = None
         try:
             items = ocp.load_checkpointables(self.folder / str(step), target)
@@ -216,7 +247,7 @@ class Checkpoints:
             return None, problem or "another process cannot read it"
         if int(self._fingerprint(items)) != metadata["fingerprint"]:
             return None, "its arrays are not those that were saved (checksum)"
-        return _state(items, state), None
+        return from_items(items, state), None
 
 
 class _Failed:
@@ -233,32 +264,6 @@ def _facts(metadata, examples):
     """What the data set and the initial weights decide, beside the config."""
     facts = json.loads(json.dumps({**metadata["model"], "preprocessing": metadata["preprocessing"]}))
     return {**facts.pop("arch"), **facts, "examples": examples}
-
-
-def _items(state: State) -> dict[str, dict]:
-    """The state as flat dicts with string keys, each array once."""
-    momentum, _ = jax.tree.flatten_with_path(state["momentum"])
-    training = {"step": state["step"]}
-    training |= {f"momentum{jax.tree_util.keystr(path)}": leaf for path, leaf in momentum}
-    if state["ema"]:
-        training |= {f"raw.{path}": leaf for path, leaf in {**state["params"], **state["stats"]}.items()}
-    return {"model": evaluated(state), "training": training}
-
-
-def _state(items, like: State) -> State:
-    """The inverse of :func:`_items`."""
-    model, training = items["model"], items["training"]
-    momentum, structure = jax.tree.flatten_with_path(like["momentum"])
-    momentum = [training[f"momentum{jax.tree_util.keystr(path)}"] for path, _ in momentum]
-    raw = {path.removeprefix("raw."): leaf for path, leaf in training.items() if path.startswith("raw.")}
-    weights = raw or model
-    return {
-        "step": training["step"],
-        "params": {path: weights[path] for path in like["params"]},
-        "stats": {path: weights[path] for path in like["stats"]},
-        "momentum": jax.tree.unflatten(structure, momentum),
-        "ema": dict(model) if like["ema"] else {},
-    }
 
 
 def _open(folder, keep):

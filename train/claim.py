@@ -8,15 +8,16 @@ from pathlib import Path
 
 import jax
 
-from train.devices import everywhere, together
-from train.report import say
+from train.devices import everywhere, largest, together
+from train.report import COLUMNS, say
+from train.signals import StopRequest
 
 if sys.platform != "win32":
     import fcntl
 
 
 @contextlib.contextmanager
-def claim(folder: Path, patience: int = 120) -> Iterator[None]:
+def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) -> Iterator[int]:
     """Keeps other runs out of ``folder``, which is made, until the end of the context or of the process.
 
     All processes of a run call it together; process 0 holds the lock. Where the file system has no locks, and on
@@ -24,11 +25,15 @@ def claim(folder: Path, patience: int = 120) -> Iterator[None]:
 
     Args:
         folder: The run's.
+        stop: What a signal while it waits is noted in.
         patience: Seconds to wait for another run, which may have been told to stop and still save. A file server that
             has lost a host in mid-run keeps its lock for a while too (NFS: 90 s).
 
+    Yields:
+        0, or the signal that came to one of the processes while it waited; the folder is then not theirs.
+
     Raises:
-        ValueError: Another run is at work there.
+        ValueError: Another run is at work there, or there are files of its names that are not of a run.
         OSError: The folder cannot be made or written.
     """
     file = together(lambda: _open(folder) if jax.process_index() == 0 else None)
@@ -37,6 +42,9 @@ def claim(folder: Path, patience: int = 120) -> Iterator[None]:
             # Asked of all of them each second: XLA takes a process that is late for long as lost.
             if everywhere(_taken(file)):
                 break
+            if signum := largest(stop.signum if stop else 0):
+                yield signum
+                return
             if second == 0 and file is not None:
                 say(f"Another run is at work in {folder}; waiting for it, {patience} seconds at most.")
             time.sleep(1 if second < patience else 0)
@@ -45,7 +53,8 @@ def claim(folder: Path, patience: int = 120) -> Iterator[None]:
                 f"another run is at work in {folder}, for it holds {folder / '.lock'}; wait for it, or give another "
                 "--output"
             )
-        yield
+        together(lambda: _require_ours(folder) if jax.process_index() == 0 else None)
+        yield 0
     finally:
         if file is not None:
             file.close()  # which lets go
@@ -54,6 +63,16 @@ def claim(folder: Path, patience: int = 120) -> Iterator[None]:
 def _open(folder):
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / ".lock").open("a")
+
+
+def _require_ours(folder):
+    """ValueError if a file that a run would replace is not of a run."""
+    if any((folder / "checkpoints").glob("*")):
+        return
+    for name, known in (("metrics.csv", [",".join(COLUMNS[:3])]), ("config.json", ['"model"', '"dataset"', '"lr"'])):
+        file = folder / name
+        if file.is_file() and not all(word.encode() in file.read_bytes() for word in known):
+            raise ValueError(f"{file} is not of a run, and would be replaced; move it, or give another --output")
 
 
 def _taken(file):

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -234,7 +235,7 @@ def parse(arguments: Sequence[str], prog: str) -> Config:
         description=f"{description}Switches, with the values of {name}:",
         default=RECIPES[name](),
         args=arguments,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.AvoidSubcommands,),
     )
 
 
@@ -283,12 +284,15 @@ def _validate(config):
     for expected, (holds, names) in limits.items():
         for name in names:
             value = getattr(config, name)
-            if value is not None and not holds(value):
+            if value is not None and not (holds(value) and math.isfinite(value)):
                 raise ValueError(f"{name} must be {expected}; got {value!r}")
     if config.freeze and not config.pretrained:
         raise ValueError("freeze keeps the backbone as it is, which makes sense for a trained one; add --pretrained")
     if config.warmup_epochs >= config.epochs:
-        raise ValueError(f"warmup_epochs {config.warmup_epochs} leave nothing of {config.epochs} epochs")
+        raise ValueError(
+            f"warmup_epochs {config.warmup_epochs} leaves none of the {config.epochs} epochs; train for more epochs, "
+            "or with --warmup-epochs 0"
+        )
     if config.batch_size % config.accumulate:
         raise ValueError(
             f"batch_size {config.batch_size} cannot be cut into {config.accumulate} equal parts (accumulate)"

@@ -36,6 +36,7 @@ class Dataset:
         class_subset: The classes among which a prediction is picked (ImageNet-A and -R), or None for all.
         multi_label: A prediction is right if it is any of the example's labels (ImageNet ReaL).
         in_chans: 3 (RGB) or 1 (grey).
+        pieces: Of a TFDS set the examples that it takes of each file: the file, the first and the one after the last.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Dataset:
     class_subset: tuple[int, ...] | None = None
     multi_label: bool = False
     in_chans: int = 3
+    pieces: tuple[tuple[str, int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -108,12 +110,13 @@ def _digits(split):
 
 
 def _folder(name, split):
-    """One sub-folder per class, or ``train`` and ``val`` (``validation``, ``test``) of such sub-folders."""
+    """One sub-folder per class, or ``train`` and ``val`` (``valid``, ``validation``, ``test``) of such sub-folders."""
     root = Path(name.removeprefix("folder:")).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"--dataset {name}: there is no folder {root.absolute()}")
     found = {child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")}
-    splits = {"train": "train", "validation": "val" if "val" in found else "validation", "test": "test"}
+    held_out = next((name for name in ("val", "valid") if name in found), "validation")
+    splits = {"train": "train", "validation": held_out, "test": "test"}
     splits = {key: folder for key, folder in splits.items() if folder in found}
     # "train" alone may be a class, beside "bus" and "tram".
     if len(splits) > 1 or found and found == set(splits.values()):
@@ -216,6 +219,7 @@ def _tfds(name, split, data_dir):
         class_subset=_SUBSETS.get(name.partition("/")[0].partition(":")[0]),
         multi_label=multi_label,
         in_chans=in_chans,
+        pieces=tuple((p.filename, p.skip, p.skip + p.take) for p in info.splits[split].file_instructions),
     )
 
 
@@ -247,7 +251,8 @@ def _prepared_folder(name, data_dir):
     path, _, version = name.partition(":")
     root = data_dir / _CONFIGS.get(path, path)
     if not re.fullmatch(r"\w+(/[\w.-]+)?", path):
-        raise ValueError(f"{name!r} is not the name of a data set; expected digits, folder:DIR or a TFDS name")
+        hint = f"did you mean folder:{name}?" if Path(name).is_dir() else "expected digits, folder:DIR or a TFDS name"
+        raise ValueError(f"{name!r} is not the name of a data set; {hint}")
     found = _versions(root)
     if not found and "/" not in path and root.is_dir():
         configs = [child.name for child in root.iterdir() if child.is_dir() and _versions(child)]
@@ -283,6 +288,7 @@ def _not_prepared(name, data_dir, root, found):
     children = data_dir.iterdir() if data_dir.is_dir() else ()
     prepared = sorted(child.name for child in children if child.is_dir() and child.name != "downloads")
     near = difflib.get_close_matches(name, ["digits", *prepared], n=1, cutoff=0.85)
+    near = [f"folder:{name}"] if Path(name).is_dir() else near
     return (
         f"no prepared data set {name!r} in {data_dir}, which holds {_some(prepared) or 'none'}. "
         + (f"Did you mean {near[0]}? " if near else "")

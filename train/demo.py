@@ -12,18 +12,20 @@ if __name__ == "__main__":  # which starts anew, so before the imports
     use_huge_pages("train.demo")
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
+import tyro
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import res2net_jax
 from res2net_jax import command_line
 from train.augment import normalise
-from train.config import RECIPES
+from train.config import RECIPES, differences
 from train.data import eval_batches
 from train.datasets import open_dataset
 from train.imagenet import main
@@ -34,11 +36,16 @@ FOLDER = Path("demo")
 ROWS, COLUMNS = 6, 12
 
 
-def demo(_arguments: list[str]) -> int:
-    """Trains, loads, evaluates and draws; returns the trainer's exit code."""
+def demo() -> int:
+    """python -m train.demo
+
+    Trains a small Res2Net on scikit-learn's digits, loads what it saved, and draws what it learned, in the folder demo.
+    One that was interrupted goes on; one that is done is made anew.
+    """
     run = FOLDER / "run"
-    shutil.rmtree(run, ignore_errors=True)
     config = dataclasses.replace(RECIPES["digits"](), output=str(run))
+    if _is_over(run, config):
+        shutil.rmtree(run)
     with StopRequest() as stop:
         code = main(config, stop)
     if code:
@@ -55,6 +62,13 @@ def demo(_arguments: list[str]) -> int:
     draw_predictions(images, labels, probabilities, FOLDER / "predictions.png")
     print(f"Look at {FOLDER / 'curves.png'} and {FOLDER / 'predictions.png'}.")
     return 0
+
+
+def _is_over(run, config):
+    """Whether there is a run that is done, or was of another version."""
+    if not (run / "config.json").exists():
+        return False
+    return (run / "confusion.png").exists() or bool(differences(json.loads((run / "config.json").read_text()), config))
 
 
 def test_images(config, model) -> tuple[np.ndarray, np.ndarray]:
@@ -98,4 +112,4 @@ def draw_predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.n
 
 
 if __name__ == "__main__":
-    command_line.main(demo)
+    command_line.main(lambda arguments: tyro.cli(demo, prog="python -m train.demo", args=arguments))

@@ -1,7 +1,10 @@
 """The devices of a job: joining its processes, and the mesh over all of them."""
 
 import os
+import re
+import reprlib
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
@@ -23,15 +26,22 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
         process_id: With ``coordinator``, which of them this is.
 
     Raises:
-        ValueError: Some of the three are given and some are not.
+        ValueError: Some of the three are given and some are not, or the address is none.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise ValueError("--coordinator, --num-processes and --process-id go together; give all three or none")
     if all(given):
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise ValueError(f"--coordinator is HOST:PORT, such as 10.0.0.1:1234; got {coordinator}")
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif _in_a_cluster(os.environ):
         jax.distributed.initialize()
+    else:
+        return
+    if _alone_on_its_host(os.environ):  # JAX would then take one GPU, the one of this task's number on the host
+        for platform in ("cuda", "rocm"):
+            jax.config.update(f"jax_{platform}_visible_devices", "all")
 
 
 def data_mesh() -> Mesh:
@@ -44,6 +54,11 @@ def data_mesh() -> Mesh:
 def everywhere(ok: bool) -> bool:
     """Whether it is so in every process; all of them ask together."""
     return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(ok)).all())
+
+
+def largest(number: int) -> int:
+    """The largest ``number`` of all processes; all of them ask together."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).max())
 
 
 def together(action: Callable[[], T]) -> T:
@@ -64,6 +79,23 @@ def together(action: Callable[[], T]) -> T:
     return result
 
 
+def require_agreement(facts: dict[str, object]) -> None:
+    """ValueError, in every process, unless each fact is the same in all of them; it names those that are not.
+
+    Otherwise each would train a model of its own, or wait for the others for ever.
+    """
+    mine = np.array([zlib.crc32(repr(fact).encode()) for fact in facts.values()], np.uint32)
+    others = multihost_utils.process_allgather(mine).reshape(-1, len(facts))
+    differing = [
+        f"{name}: here {reprlib.repr(fact)}" for (name, fact), hashes in zip(facts.items(), others.T) if np.ptp(hashes)
+    ]
+    if differing:
+        raise ValueError(
+            "the processes of this run do not agree; give all of them the same command and the same data:\n  "
+            + "\n  ".join(differing)
+        )
+
+
 def leave(error: Exception) -> NoReturn:
     """Ends this process at once with code 2: it has failed alone, in the middle of what all of them do together.
 
@@ -77,6 +109,12 @@ def in_step(batches: Iterator[dict]) -> Iterator[dict]:
     """``batches``, which must be as many in each process. If one fails to get its next, all stop (:func:`together`)."""
     while (batch := together(lambda: next(batches, None))) is not None:
         yield batch
+
+
+def _alone_on_its_host(environment):
+    """Whether Slurm or Open MPI started one process a host. Of Slurm's "2(x3),1" the own host's number is not known."""
+    on_host = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or ""
+    return re.fullmatch(r"1(\(x\d+\))?", on_host) is not None and "JAX_LOCAL_DEVICE_IDS" not in environment
 
 
 def _in_a_cluster(environment):

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # which starts anew, so before the imports
 import csv
 import dataclasses
 import re
+import tempfile
 from pathlib import Path
 
 import jax
@@ -201,6 +202,7 @@ def require_table(path: Path) -> None:
     if not path.exists():
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"--csv {path}: there is no folder {path.absolute().parent}")
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
         return
     with open(path, "r+", newline="") as file:
         header = file.readline().strip()

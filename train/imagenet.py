@@ -33,7 +33,14 @@ from train.duplicates import warn_of_duplicates
 from train.mistakes import draw_mistakes
 from train.report import Report
 from train.signals import StopRequest
-from train.start import build_model, introduction, open_splits, preprocessing, require_divisible
+from train.start import (
+    build_model,
+    introduction,
+    open_splits,
+    preprocessing,
+    require_agreement,
+    require_divisible,
+)
 from train.step import evaluated, init_state, make_eval_step, make_train_step, zero_sums
 
 DIVERGED, NOT_SAVED = 3, 4
@@ -98,6 +105,7 @@ def _run(config, stop, opened):
     )
 
     # ---- State: fresh, or as the run in config.output left it.
+    require_agreement(config, model, train_set, eval_set)
     state = replicate(init_state(model, config))
     if config.dry_run:
         rehearsal.dry_run(config, model, state, train_step, place, train_set, epoch)
@@ -106,7 +114,8 @@ def _run(config, stop, opened):
         rehearsal.time_steps(config, state, train_step, place)
         return 0
     output = Path(config.output).expanduser()
-    opened.enter_context(claim(output))
+    if signum := opened.enter_context(claim(output, stop)):
+        return 128 + signum
     checkpoints = Checkpoints(output / "checkpoints", config, model, examples=len(train_set))
     opened.callback(checkpoints.close)
     restored = checkpoints.restore(state)
@@ -159,6 +168,8 @@ def _run(config, stop, opened):
                 # Nothing is saved before its step is known to have gone well.
                 signum, pending = _settle(pending, report) or signum, None
                 evaluation = None
+                if evaluation_due:
+                    report.flush(done)
                 if evaluation_due and not signum:
                     try:
                         evaluation, answers, signum = evaluate()

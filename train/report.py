@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -35,9 +34,9 @@ COLUMNS = (
 class Report:
     """Takes each step's metrics and each evaluation's result; process 0 shows and stores them.
 
-    ``metrics.csv`` has a row every ``log_every`` steps (means over these steps; ``data_wait`` is the share of
-    the time in which the step waited for pictures) and one for each evaluation (``val_*``). Accuracies are per cent.
-    After a resume the rows beyond ``start`` are dropped, for they will come again.
+    ``metrics.csv`` has a row every ``log_every`` steps and before an evaluation (means over the steps since;
+    ``data_wait`` is the share of the time in which the step waited for pictures) and one for each evaluation
+    (``val_*``). Accuracies are per cent. After a resume the rows beyond ``start`` are dropped: they will come again.
 
     Args:
         folder: Where the files go.
@@ -95,6 +94,11 @@ class Report:
             self._warm = True  # The first step compiled; its time says nothing about the others.
             self._restart_clock()
         if step % self._log_every == 0:
+            self._log(step)
+
+    def flush(self, step: int) -> None:
+        """Adds a row for the steps since the last one, if there are any; or short runs would have none."""
+        if self._window:
             self._log(step)
 
     def evaluation(self, step: int, result: dict[str, float]) -> None:
@@ -195,8 +199,9 @@ class Report:
         os.replace(temporary, self._file)
         # Written from here, not from a thread as SummaryWriter does: when that dies of a full disk, the run hangs.
         folder = self._folder / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
         self._board = EventsWriter(str(folder / "events"))
         for row in self.rows:
             self._board.write_event(_event(row))

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from res2net_jax.preprocess import PICTURES
-
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
@@ -93,12 +91,4 @@ class Records:
 
 def list_pictures(folder: Path) -> list[str]:
     """Paths of the pictures below ``folder``, relative to it, sorted; hidden files are skipped."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            os.path.relpath(os.path.join(parent, name), folder)
-            for name in files
-            if name.lower().endswith(PICTURES) and not name.startswith(".")
-        ]
-    return sorted(found)
+    return sorted(os.path.relpath(picture, folder) for picture in pictures_below(os.fspath(folder)))

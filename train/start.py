@@ -1,15 +1,19 @@
 """What a run starts from: its two data sets, its model and its evaluation transform, each fit for the others."""
 
 import dataclasses
+import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import res2net_jax
+from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
-from train.config import Config
+from train import devices
+from train.config import Config, to_json
 from train.datasets import Dataset, open_dataset
 
 
@@ -26,13 +30,18 @@ def open_splits(config: Config) -> tuple[Dataset, Dataset]:
         raise ValueError(f"{eval_set.name} has several labels an example; python -m train.evaluate handles it")
     if train_set.num_classes != eval_set.num_classes or train_set.in_chans != eval_set.in_chans:
         raise ValueError(f"{train_set.name}: {train_set.split} and {eval_set.split} differ in classes or channels")
-    if train_set.split == eval_set.split:
+    if train_set.split == eval_set.split or _overlap(train_set.pieces, eval_set.pieces):
+        splits = " and ".join(dict.fromkeys((train_set.split, eval_set.split)))
         raise ValueError(
-            f"{train_set.name} would be trained and evaluated on the same pictures ({train_set.split}); divide "
+            f"{train_set.name} would be trained and evaluated on the same pictures ({splits}); divide "
             "a folder into the sub-folders train and val, or name two parts of a TFDS set: "
             '--train-split "train[:90%]" --eval-split "train[90%:]"'
         )
     return train_set, eval_set
+
+
+def _overlap(some, others):
+    return any(a == b and max(i, m) < min(j, n) for a, i, j in some for b, m, n in others)
 
 
 def build_model(config: Config, dataset: Dataset) -> Res2Net:
@@ -84,6 +93,18 @@ def require_divisible(config: Config) -> None:
         raise ValueError(
             f"accumulate {config.accumulate} leaves {part} images at once, not a multiple of the {devices} devices"
         )
+
+
+def require_agreement(config: Config, model: Res2Net, train_set: Dataset, eval_set: Dataset) -> None:
+    """ValueError unless all processes have the same config, data and initial weights."""
+    if jax.process_count() > 1:
+        own = {"data_dir", "workers", "output", "coordinator", "process_id"}
+        facts = {name: value for name, value in to_json(config).items() if name not in own}
+        facts |= {"pictures to learn from": len(train_set), "pictures to evaluate on": len(eval_set)}
+        facts |= {"classes": (train_set.num_classes, train_set.class_names)}
+        weights = (np.asarray(leaf.get_value()).tobytes() for leaf in variables(model).values())
+        facts["initial weights"] = functools.reduce(lambda total, array: zlib.crc32(array, total), weights, 0)
+        devices.require_agreement(facts)
 
 
 def introduction(

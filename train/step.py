@@ -186,6 +186,32 @@ def evaluated(state: State) -> dict[str, Array]:
     return state["ema"] or {**state["params"], **state["stats"]}
 
 
+def to_items(state: State) -> dict[str, dict]:
+    """The state as flat dicts with string keys, each array once."""
+    momentum, _ = jax.tree.flatten_with_path(state["momentum"])
+    training = {"step": state["step"]}
+    training |= {f"momentum{jax.tree_util.keystr(path)}": leaf for path, leaf in momentum}
+    if state["ema"]:
+        training |= {f"raw.{path}": leaf for path, leaf in {**state["params"], **state["stats"]}.items()}
+    return {"model": evaluated(state), "training": training}
+
+
+def from_items(items: dict[str, dict], like: State) -> State:
+    """The inverse of :func:`to_items`."""
+    model, training = items["model"], items["training"]
+    momentum, structure = jax.tree.flatten_with_path(like["momentum"])
+    momentum = [training[f"momentum{jax.tree_util.keystr(path)}"] for path, _ in momentum]
+    raw = {path.removeprefix("raw."): leaf for path, leaf in training.items() if path.startswith("raw.")}
+    weights = raw or model
+    return {
+        "step": training["step"],
+        "params": {path: weights[path] for path in like["params"]},
+        "stats": {path: weights[path] for path in like["stats"]},
+        "momentum": jax.tree.unflatten(structure, momentum),
+        "ema": dict(model) if like["ema"] else {},
+    }
+
+
 def fingerprint(tree) -> UInt32[Array, ""]:
     """A 32-bit checksum of the bits and the places of all numbers in ``tree``; any single flipped bit changes it."""
     total = jnp.uint32(0)

@@ -8,10 +8,11 @@ import io
 import math
 
 import numpy as np
-from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from res2net_jax.files import first_line
 from res2net_jax.preprocess import open_picture as to_rgb
+from res2net_jax.preprocess import upright as turned_upright
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -38,9 +39,7 @@ def open_picture(image: bytes | np.ndarray, upright: bool = False) -> Image.Imag
         return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     try:
         picture = Image.open(io.BytesIO(image))
-        if upright and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return ImageOps.exif_transpose(picture)
-        return picture
+        return turned_upright(picture, picture.getexif()) if upright else picture
     except UnidentifiedImageError as error:
         raise UnreadablePicture("it is in no known picture format") from error
     except Exception as error:  # a damaged header raises whatever its format's parser stumbles on

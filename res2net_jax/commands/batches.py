@@ -62,7 +62,8 @@ class Pictures:
             raise ValueError(f"none of the {len(self.paths):,} pictures can be read:\n{lines}")
         if self.failures:
             count = f"{len(self.failures):,} of {len(self.paths):,} pictures"
-            print(f"{count} could not be read and are left out:\n{lines}", file=sys.stderr)
+            left = "was" if len(self.failures) == 1 else "were"
+            print(f"{count} could not be read and {left} left out:\n{lines}", file=sys.stderr)
 
     def _results(self):
         bar = tqdm(total=len(self.paths), unit="picture", disable=True if self.quiet else None, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,9 @@ from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import BatchSize, CacheFolder, CheckHash, Inputs, Model, Source, Text
 from res2net_jax.decoding import WORKERS, uninterrupted
 from res2net_jax.fusion import compile
-from res2net_jax.inference import class_names, picture_setting
+from res2net_jax.inference import class_names
 from res2net_jax.overlay import check_alpha, overlay
-from res2net_jax.preprocess import open_picture, preprocess, resize_and_crop
+from res2net_jax.preprocess import open_picture, picture_setting, preprocess, resize_and_crop
 
 #: Side of the overlays, in pixels.
 SIDE = 448
@@ -143,7 +144,9 @@ def find_class(names: Sequence[str], text: str) -> int:
         if int(wanted) < len(names):
             return int(wanted)
         raise ValueError(f"there is no class {text}; this model has {len(names)}, from 0 to {len(names) - 1}")
-    parts = {part.strip(): i for i, name in enumerate(names) for part in name.split(",")}
-    close = difflib.get_close_matches(text, parts, n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    parts = {part.strip().casefold(): part.strip() for name in names for part in name.split(",")}
+    close = [part for part in parts if wanted and wanted in re.split(r"\W", part)]
+    close += [part for part in difflib.get_close_matches(wanted, parts, n=3) if part not in close]
+    known = f"; known are {', '.join(names)}" if len(names) <= 20 else ""
+    hint = f"; did you mean {' or '.join(parts[part] for part in close[:3])}?" if close else known
     raise ValueError(f"no class is called {text!r}, of {len(names)}{hint}")

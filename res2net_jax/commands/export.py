@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from res2net_jax import files, formats, hub
+from res2net_jax import files, formats, hub, stablehlo
 from res2net_jax.commands.models import parse_size
 from res2net_jax.commands.options import CacheFolder, CheckHash, Model, Source, Text
 
@@ -40,3 +40,5 @@ def export(
     files.check_new(file, force)
     loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
     print(formats.export(loaded, file, weights_beside=weights_beside, overwrite=force, **options))
+    if weights_beside:
+        print(stablehlo.weights_file(file))

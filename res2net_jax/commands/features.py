@@ -32,7 +32,8 @@ def features(
     Writes the features of pictures, a row a picture, in the order of the files. A run that was cut off goes on when it
     is repeated, to the same bytes. A picture that cannot be read is a row of NaN, and named at the end.
 
-    Exit code: 0 done; 1 with --strict, if a picture cannot be read; 2 a mistake; 130 interrupted.
+    Exit code: 0 done; 1 with --strict, if a picture cannot be read; 2 a mistake, or no picture can be read; 130
+    interrupted.
 
     Args:
         output: FILE.npy, with FILE.json beside it that names the pictures; or FILE.npz, which holds both.
@@ -47,9 +48,11 @@ def features(
     loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
     options = {"pool": not maps, "batch_size": batch_size, "overwrite": force}
     unreadable = extraction.save_features(loaded, pictures, output, stage, **options)
+    lines = "\n".join(f"  {reason}" for reason in unreadable.values())
+    if len(unreadable) == len(pictures):
+        raise ValueError(f"no picture can be read, so {output} holds nothing but NaN:\n{lines}")
     print(json_.dumps({"file": str(output), "unreadable": unreadable}) if json else output)
     if unreadable:
-        lines = "\n".join(f"  {reason}" for reason in unreadable.values())
         count = f"{len(unreadable):,} of {len(pictures):,} pictures"
         print(f"{count} could not be read; their rows are NaN:\n{lines}", file=sys.stderr)
     return int(strict and bool(unreadable))

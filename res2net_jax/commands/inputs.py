@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from res2net_jax import checkpoint
 from res2net_jax.preprocess import PICTURES
 
 
@@ -63,8 +64,10 @@ def _standard_input() -> list[str]:
 def _named(name: str, wildcards: bool = False) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_dir():
-        pictures = [Path(found) for found in _walk(os.fspath(path))]
+        pictures = [Path(found) for found in pictures_below(os.fspath(path))]
         if not pictures:
+            if checkpoint.is_checkpoint(path):
+                raise ValueError(f"the folder {name} holds a model, not pictures; the model comes first")
             raise ValueError(f"the folder {name} holds no pictures; known are {' '.join(PICTURES)}")
         return pictures
     if path.exists():  # a device or a pipe is read like a file
@@ -79,8 +82,8 @@ def _named(name: str, wildcards: bool = False) -> list[Path]:
     raise FileNotFoundError(f"there is no file or folder {name}")
 
 
-def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
-    """Pictures below ``folder``; links to folders are followed, except one to a folder that it lies in."""
+def pictures_below(folder: str, above: tuple = ()) -> Iterator[str]:
+    """Pictures below ``folder``, hidden ones left out. Links to folders are followed, but not to one they lie in."""
     status = os.stat(folder)
     above = (*above, (status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
@@ -91,6 +94,6 @@ def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
         if entry.is_dir():
             status = entry.stat()
             if (status.st_dev, status.st_ino) not in above:
-                yield from _walk(entry.path, above)
+                yield from pictures_below(entry.path, above)
         elif entry.name.lower().endswith(PICTURES) and entry.is_file():
             yield entry.path

@@ -28,7 +28,10 @@ Source = Annotated[
         help_behavior_hint="",
     ),
 ]
-CheckHash = Annotated[bool, tyro.conf.arg(help="Take a source whose SHA-256 does not begin as its file name says.")]
+CheckHash = Annotated[
+    bool,
+    tyro.conf.arg(help="Take a source whose SHA-256 does not begin as its file name says.", help_behavior_hint=""),
+]
 CacheFolder = Annotated[
     Path | None,
     tyro.conf.arg(

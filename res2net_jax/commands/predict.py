@@ -14,9 +14,9 @@ from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import BatchSize, CacheFolder, CheckHash, Inputs, Model, OutputFile, Source
 from res2net_jax.decoding import uninterrupted
 from res2net_jax.fusion import compile
-from res2net_jax.inference import class_names, likeliest, picture_setting
+from res2net_jax.inference import class_names, likeliest
 from res2net_jax.overlay import overlay
-from res2net_jax.preprocess import open_picture, preprocess, resize_and_crop
+from res2net_jax.preprocess import open_picture, picture_setting, preprocess, resize_and_crop
 
 
 def predict(
@@ -99,7 +99,8 @@ def predict(
         if json:
             writers.append(opened.enter_context(outputs.json_array()))
         if html:
-            page = report.report(html, loaded.name, below(paths), pictures.failures, force=force, explained=explain)
+            title = loaded.name if model == loaded.name else f"{loaded.name}, {model}"
+            page = report.report(html, title, below(paths), pictures.failures, force=force, explained=explain)
             writers.append(opened.enter_context(page))
         for batch, results in pictures:
             images, crops = zip(*results)
@@ -108,4 +109,6 @@ def predict(
                 for write in writers:
                     write(outputs.Answer(path, predictions, crop, drawn))
         pictures.report()
+    if html and not on_stdout:
+        print(html)
     return int(strict and bool(pictures.failures))

@@ -69,6 +69,14 @@ def test_other_classes_and_channels(timm_model, tmp_path):
     assert (model.num_classes, model.in_chans) == (5, 1)
 
 
+def test_without_a_classifier(timm_model, tmp_path):
+    reference = timm_model(NAME, num_classes=0)
+    save_file({key: value.numpy() for key, value in reference.state_dict().items()}, tmp_path / "m.safetensors")
+    folder = porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "m")
+    assert checkpoint.read_metadata(folder)["certificate"]["certified"]
+    assert res2net_jax.load(folder).num_classes == 0
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_timm_loads_the_exported_file_strictly(checkpoint_folder, weights, timm_model, tmp_path, suffix):
     import timm
@@ -103,6 +111,7 @@ def test_what_cannot_be_ported(safetensors_file, weights, tmp_path):
         porting.port(NAME, tmp_path / "nan.safetensors", tmp_path / "m")
     assert not (tmp_path / "m").exists()
     (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="--force"):
         porting.port(NAME, safetensors_file, tmp_path / "m")
     with pytest.raises(FileExistsError, match="not a checkpoint, so it is left alone"):

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import save_file
 
@@ -129,6 +130,12 @@ def test_what_is_no_weights_file(tmp_path, content, message):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         porting.read(tmp_path / "x.pth")
+
+
+def test_numbers_that_numpy_has_not(tmp_path):
+    safetensors.torch.save_file({"a": torch.ones(3).to(torch.float8_e4m3fn)}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="m.safetensors holds numbers of a type that numpy has not"):
+        porting.read(tmp_path / "m.safetensors")
 
 
 def test_a_file_without_a_state_dict(tmp_path, tensors):

@@ -52,11 +52,12 @@ def test_an_existing_folder_is_not_overwritten_by_accident(model, tmp_path):
         res2net_jax.save(model, tmp_path / "thesis", overwrite=True)
 
 
-def test_a_folder_of_steps_is_its_newest(model, tmp_path):
+def test_a_folder_of_steps_is_its_newest_and_so_is_the_run_s(model, tmp_path):
     for step in (9, 10):
         model.fc.bias.set_value(jnp.full(5, float(step)))
-        res2net_jax.save(model, tmp_path / str(step))
-    assert res2net_jax.load(tmp_path).fc.bias[0] == 10
+        res2net_jax.save(model, tmp_path / "run" / "checkpoints" / str(step))
+    for folder in ("run/checkpoints", "run"):
+        assert res2net_jax.load(tmp_path / folder).fc.bias[0] == 10
 
 
 def test_options(model, tmp_path):
@@ -98,6 +99,8 @@ def test_an_override_that_the_weights_do_not_fit(model, tmp_path):
         res2net_jax.load(folder, base_width=16, scale=6)
     with pytest.raises(ValueError, match="no option 'depth'"):
         res2net_jax.load(folder, depth=3)
+    with pytest.raises(ValueError, match="'pretrained'; load gives trained weights, create fresh ones"):
+        res2net_jax.load(folder, pretrained=True)
 
 
 def test_what_is_no_checkpoint(model, tmp_path):
@@ -132,6 +135,41 @@ def test_a_later_format_and_damage(model, tmp_path):
     file.write_text(file.read_text()[:40])
     with pytest.raises(ValueError, match="or it is damaged"):
         res2net_jax.load(folder)
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_a_flipped_bit_is_damage(tmp_path, param_dtype):
+    model = res2net_jax.create("res2net50_26w_4s", num_classes=5, param_dtype=param_dtype, **SMALL)
+    folder = res2net_jax.save(model, tmp_path / "m")
+    assert same(res2net_jax.load(folder), model)
+    file = max((folder / "model").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        res2net_jax.load(folder)
+    metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+    assert len(metadata["custom_metadata"].pop("crc32")) == len(variables(model))
+    (folder / "_CHECKPOINT_METADATA").write_text(
+        json.dumps(metadata)
+    )  # as of an earlier version: nothing to tell it by
+    assert not same(res2net_jax.load(folder), model)
+
+
+def test_an_empty_folder_takes_a_checkpoint(model, tmp_path):
+    (tmp_path / "m").mkdir()
+    assert same(res2net_jax.load(res2net_jax.save(model, tmp_path / "m")), model)
+
+
+def test_what_cannot_be_saved(tmp_path):
+    pyramid = res2net_jax.create("res2net50_26w_4s", features_only=True, out_indices=(0, 1), **SMALL)
+    with pytest.raises(TypeError, match="expected a Res2Net; got a FeaturePyramid, which was cut to a backbone"):
+        res2net_jax.save(pyramid, tmp_path / "m")
+    with pytest.raises(ValueError, match="cut to a backbone; keep nnx.state"):
+        res2net_jax.save(pyramid.backbone, tmp_path / "m")
+    with pytest.raises(ValueError, match="only describes itself"):
+        res2net_jax.save(Res2Net(Arch(**SMALL)), tmp_path / "m")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

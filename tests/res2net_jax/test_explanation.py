@@ -108,6 +108,12 @@ def test_within_another_program(twins, x64, images):
     np.testing.assert_allclose(within, expected, rtol=0, atol=1e-12 * float(expected.max()))
 
 
+@pytest.mark.parametrize("classes", [None, 1, np.zeros((0, 2), int)])
+def test_no_images_have_no_maps(classes):
+    model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), num_classes=4).eval()
+    assert len(res2net_jax.explain(model, jnp.zeros((0, 32, 32, 3)), classes=classes)) == 0
+
+
 def test_what_cannot_be_explained(images):
     model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), num_classes=4)
     images = jnp.asarray(images, "float32")

@@ -278,6 +278,11 @@ def test_a_full_disk_keeps_the_rows(tmp_path, monkeypatch):
         write_rows(tmp_path / "g.npy")
 
 
+def test_one_picture_is_no_sequence(model, pictures, tmp_path):
+    assert res2net_jax.save_features(model, str(pictures[0]), tmp_path / "f.npy", batch_size=1) == {}
+    assert np.load(tmp_path / "f.npy").shape == (1, model.num_features)
+
+
 def test_few_pictures_wait_at_a_time():
     begun = 0
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import porting
 import res2net_jax
 from res2net_jax import convolution
 from res2net_jax.backend import compiler_options
@@ -168,10 +169,43 @@ def test_what_is_compiled_is_kept_until_the_model_changes(x64):
     assert _program.cache_info().misses == compilations  # one program for all of these weights
     model.arch = dataclasses.replace(model.arch, global_pool="max")
     assert np.abs(compiled(model)(x) - model(x)).max() < 1e-13 * np.abs(model(x)).max()
+    bias = np.array(model.fc.bias.get_value())
+    model.fc.bias.set_value(bias)
+    before = compiled(model)(x)
+    bias[0] += 100
+    np.testing.assert_allclose(compiled(model)(x)[:, 0], before[:, 0] + 100)
     alive = len(_COMPILED)
     del model
     gc.collect()
     assert len(_COMPILED) == alive - 1
+
+
+def test_a_subclass_is_compiled_as_it_is():
+    class Halved(res2net_jax.Res2Net):
+        def __call__(self, x, key=None):
+            return super().__call__(x, key) / 2
+
+    model, x = random_model("float32"), images()
+    expected = np.asarray(res2net_jax.compile(model)(x)) / 2
+    model.__class__ = Halved
+    np.testing.assert_allclose(res2net_jax.compile(model)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_pyramid_is_not_for(tmp_path, photos):
+    pyramid = res2net_jax.create("res2net50_26w_4s", features_only=True, layers=(1,), channels=(16,)).eval()
+    for misuse in (
+        lambda: res2net_jax.fuse(pyramid),
+        lambda: res2net_jax.feature_extractor(pyramid),
+        lambda: res2net_jax.save_features(pyramid, photos, tmp_path / "f.npy"),
+        lambda: res2net_jax.export(pyramid, tmp_path / "m.stablehlo"),
+        lambda: res2net_jax.classify(pyramid, photos),
+        lambda: res2net_jax.explain(pyramid, images()),
+        lambda: res2net_jax.push_to_hub(pyramid, "me/pyramid"),
+        lambda: porting.load_state_dict(pyramid, {}),
+    ):
+        with pytest.raises(TypeError, match="expected a Res2Net; got a FeaturePyramid"):
+            misuse()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_fused_model_is_not_for(tmp_path):

@@ -1,12 +1,16 @@
 import io
+import struct
+import sys
 
 import numpy as np
 import pytest
 import timm.data
-from PIL import Image
+from PIL import Image, ImageOps
 
+import res2net_jax
 from res2net_jax import get_variant, preprocess
-from res2net_jax.preprocess import open_picture
+from res2net_jax.preprocess import open_picture, resize_and_crop
+from res2net_jax.variants import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,22 @@ def test_another_size(photos):
         preprocess("res2net50_26w_4s", size=0)
 
 
+def test_a_model_knows_how_its_pictures_are_prepared(photos):
+    small = {"layers": (1,), "channels": (16,)}
+    model = res2net_jax.create("res2net50_26w_4s", **small)
+    assert np.array_equal(preprocess(model)(photos[0]), ours(photos[0]))
+    own = Preprocessing(size=32, mean=(0.5,) * 3)
+    model.preprocessing = own
+    assert np.array_equal(preprocess(model)(photos[0]), preprocess(own)(photos[0]))
+    pyramid = res2net_jax.create("res2net50_26w_4s", features_only=True, **small)
+    pyramid.backbone.preprocessing = own
+    assert np.array_equal(preprocess(pyramid)(photos[0]), preprocess(own)(photos[0]))
+    with pytest.raises(ValueError, match="with 5 input channels has no transform"):
+        preprocess(res2net_jax.create("res2net50_26w_4s", in_chans=5, **small))
+    with pytest.raises(ValueError, match="expected the name of a model, such as .*; got a dict"):
+        preprocess({})
+
+
 def test_a_file_is_turned_upright(photos):
     upright = Image.open(photos[0])
     exif = Image.Exif()
@@ -67,11 +87,65 @@ def test_a_file_is_turned_upright(photos):
     assert np.array_equal(ours(file.getvalue()), ours(upright))
 
 
-def test_16_bit_grey_is_not_clipped():
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillow_s(photos, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.open(photos[0]).save(file, "JPEG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(file))
+    assert np.array_equal(np.asarray(open_picture(file.getvalue())), np.asarray(expected))
+
+
+def test_odd_exif_does_no_harm(photos):
+    def directory(*entries):
+        return struct.pack("<H", len(entries)) + b"".join(entries) + b"\0" * 4
+
+    to_be_turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    unit_as_text = struct.pack("<HHI4s", 0x0128, 2, 2, b"2")
+    file, image = io.BytesIO(), Image.open(photos[0])
+    image.save(file, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + directory(to_be_turned, unit_as_text), quality=100)
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(Image.open(file))
+    assert open_picture(file.getvalue()).size == image.size[::-1]
+
+
+@pytest.mark.parametrize("form", ["PNG", "PPM"])
+def test_16_bit_grey_is_not_clipped(form):
     ramp = np.arange(0, 65536, 256, dtype=np.uint16)
     file = io.BytesIO()
-    Image.fromarray(np.tile(ramp, (8, 1))).save(file, "PNG")
+    Image.fromarray(np.tile(ramp, (8, 1))).save(file, form)
     assert np.array_equal(np.asarray(open_picture(file.getvalue()))[0, :, 0], np.arange(256))
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (5000, 3)])
+def test_of_a_strip_only_what_is_seen_is_resized(size, monkeypatch):
+    rng = np.random.default_rng(0)
+    strip = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    setting = get_variant("res2net50_26w_4s").preprocessing
+    expected = np.asarray(resize_and_crop(strip, setting, 224), int)
+    monkeypatch.setattr(sys.modules[resize_and_crop.__module__], "_MOST_PIXELS", 1000)
+    assert np.abs(np.asarray(resize_and_crop(strip, setting, 224), int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interpolation": "lanczos"}, "interpolation must be"),
+        ({"mean": (0.5,)}, "one value per channel"),
+        ({"std": (1.0, 0.0, 1.0)}, "above 0, are one value per channel"),
+        ({"crop_pct": 0}, "is above 0; got 0"),
+        ({"size": 224.0}, "size .* must be a whole number"),
+    ],
+)
+def test_settings_that_are_none(options, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(**options)
+
+
+def test_a_setting_for_other_than_pictures():
+    with pytest.raises(ValueError, match="a picture has 1 or 3 channels; this setting has a mean of 4"):
+        preprocess(Preprocessing(mean=[0.5] * 4, std=[0.5] * 4))
 
 
 def test_what_is_no_picture(tmp_path, photos):

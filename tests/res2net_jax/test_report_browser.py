@@ -152,13 +152,13 @@ def test_the_evidence_is_switched_by_mouse_and_key(opened):
         heats = opened.find_elements("css selector", ".heat")
         return {float(heat.value_of_css_property("opacity")) for heat in heats}
 
-    assert shown() == {0}
-    opened.find_element("id", "explain").click()
     assert shown() == {1}
+    opened.find_element("id", "explain").click()
+    assert shown() == {0}
     press(opened, "e")
-    assert shown() == {0}
+    assert shown() == {1}
     opened.find_element("id", "filter").send_keys("e")
-    assert shown() == {0}
+    assert shown() == {1}
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280, 2560])

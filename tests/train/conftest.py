@@ -30,11 +30,11 @@ def launch():
     """``launch(output, *switches, ...)`` starts the trainer on the digits and returns its processes.
 
     What the witness writes goes to ``output``.log, what the program prints to ``output``.txt; of several
-    processes each has its own file, with its number before the suffix.
+    processes each has its own file, with its number before the suffix; ``own`` holds switches of single ones.
     """
     started = []
 
-    def launch(output, *switches, processes=1, devices=1, cache=True, tiny=True, **environment):
+    def launch(output, *switches, processes=1, devices=1, cache=True, tiny=True, own=None, **environment):
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -52,7 +52,7 @@ def launch():
             command += [*(TINY if tiny else []), "--output", str(output), *map(str, switches)]
             if processes > 1:
                 command += ["--coordinator", f"localhost:{port}", "--num-processes", str(processes)]
-                command += ["--process-id", str(number)]
+                command += ["--process-id", str(number), *((own or {}).get(number, ()))]
             with open(f"{output}{suffix}.txt", "a") as file:
                 together.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
         started.extend(together)

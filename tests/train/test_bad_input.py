@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from PIL import Image
 import res2net_jax
 from train import imagenet
 from train.claim import claim
-from train.config import RECIPES, differences, parse, to_json
+from train.config import RECIPES, Config, differences, parse, to_json
 from train.imagenet import main
 from train.pipeline import Batches
 from train.report import read_rows
@@ -40,7 +41,7 @@ def command(*arguments, **environment):
     [
         ("epochs", 0, "epochs must be greater than 0; got 0"),
         ("ema", 1.5, "ema must be above 0 and at most 1; got 1.5"),
-        ("warmup_epochs", 30.0, "warmup_epochs 30.0 leave nothing of 30 epochs"),
+        ("warmup_epochs", 30.0, "warmup_epochs 30.0 leaves none of the 30 epochs; .* --warmup-epochs 0"),
         ("accumulate", 3, "batch_size 64 cannot be cut into 3 equal parts"),
         ("batchnorm_group", 48, "batchnorm_group 48 does not divide the 64 images"),
     ],
@@ -52,6 +53,16 @@ def test_contradictions(capsys, field, value, message):
         parse(["digits", f"--{field.replace('_', '-')}", str(value)], "train")
     assert exit.value.code == 2
     assert field in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_takes_both_forms_of_a_switch(recipe):
+    switches = [field.name for field in dataclasses.fields(Config) if field.type is bool]
+    assert {"pretrained", "decay_all"} <= {*switches}
+    for switch in switches:
+        name = switch.replace("_", "-")
+        assert getattr(parse([recipe, f"--{name}"], "train"), switch) is True
+        assert getattr(parse([recipe, f"--no-{name}"], "train"), switch) is False
 
 
 def test_a_misspelt_recipe():
@@ -134,6 +145,32 @@ def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
     assert train(small(tmp_path)) == 0
     with claim(tmp_path / "run", patience=0):  # a run that is done has let go
         pass
+
+
+def test_a_signal_ends_the_wait_for_another_run(tmp_path, monkeypatch):
+    with claim(tmp_path / "run"), StopRequest() as stop:
+        stop.signum = signal.SIGTERM
+        assert main(small(tmp_path), stop) == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", '{"model": 1}'), ("metrics.csv", "date,kg\n1.1.,70\n")])
+def test_files_that_are_not_of_a_run_are_left_alone(tmp_path, name, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} is not of a run, and would be replaced"):
+        train(small(tmp_path))
+    assert (tmp_path / "run" / name).read_text() == content
+
+
+def test_what_else_is_in_the_folder_of_tensorboard_stays(tmp_path):
+    (tmp_path / "elsewhere" / "mine").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        assert train(small(tmp_path)) == 0
+    names = sorted(path.name.split(".tfevents")[0] for path in (tmp_path / "elsewhere").iterdir())
+    assert names == ["events.out", "mine"]
 
 
 @pytest.fixture

@@ -1,20 +1,13 @@
-"""Batches: their order, their independence of workers and processes, and what becomes of damaged pictures."""
+"""Batches: their order, their independence of workers and processes, and evaluation."""
 
 import dataclasses
-import io
 import itertools
 import json
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter, namedtuple
-from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import PLAIN, assert_same, take
 from PIL import ExifTags, Image
 
 from res2net_jax import preprocess
@@ -22,11 +15,7 @@ from res2net_jax.preprocess import normalize
 from res2net_jax.variants import Preprocessing, get_variant
 from train.data import Augment, eval_batches, steps_per_epoch, train_batches
 from train.datasets import Dataset, open_dataset
-from train.sources import Arrays, Files
-from train.transforms import UnreadablePicture
-
-ROOT = str(Path(__file__).parents[2])
-PLAIN = Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0)
+from train.sources import Arrays
 
 
 def numbered(n, num_classes=None, **options):
@@ -40,21 +29,6 @@ def numbered(n, num_classes=None, **options):
 def numbers(batch):
     corner = batch["image"][:, 0, 0].astype(int)
     return (corner[:, 0] + 256 * corner[:, 1]).tolist()
-
-
-def take(batches, n):
-    try:
-        return list(itertools.islice(batches, n))
-    finally:
-        batches.close()
-
-
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]), key
 
 
 @pytest.fixture(scope="module")
@@ -261,87 +235,6 @@ def test_multi_label_examples_come_as_one_bool_per_class():
         train_batches(dataset, size=8, batch_size=1, seed=0)
 
 
-# What is wrong with the data
-
-
-@pytest.fixture
-def damaged(tmp_path):
-    """Eight pictures; numbers 2 and 3 are text and half a JPEG, and 5 has vanished."""
-    paths = []
-    for i in range(8):
-        file = io.BytesIO()
-        Image.new("RGB", (40, 30), (i * 30, 0, 0)).save(file, "PNG" if i != 3 else "JPEG")
-        data = {2: b"<html>404</html>", 3: file.getvalue()[:200]}.get(i, file.getvalue())
-        paths.append(f"{i}.img")
-        (tmp_path / paths[-1]).write_bytes(data)
-    (tmp_path / "5.img").unlink()
-    source = Files(str(tmp_path), np.array([os.fsencode(path) for path in paths]), np.arange(8, dtype=np.int32))
-    return Dataset("damaged", "train", source, 8)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_pictures_are_named_replaced_and_counted(damaged, workers, capsys):
-    batches = train_batches(damaged, size=16, batch_size=4, seed=0, workers=workers, augment=PLAIN)
-    try:
-        labels = [next(batches)["label"].tolist() for _ in range(6)]  # three epochs
-        assert batches.replaced == 9
-        assert batches.get_state() == {"step": 6, "replaced": 9}
-    finally:
-        batches.close()
-    assert Counter(sum(labels, [])) == {0: 3, 1: 3, 4: 3 + 6, 6: 3 + 3, 7: 3}
-    messages = capsys.readouterr().err.splitlines()
-    assert len(messages) == 3, "each is named once"
-    assert all("replaced a picture that cannot be read: " in message for message in messages)
-    for number, reason in ((2, "it is in no known picture format"), (3, "Truncated"), (5, "No such file")):
-        (line,) = [message for message in messages if f"{number}.img" in message]
-        assert reason in line
-
-
-def test_the_trainer_goes_on_without_an_unreadable_picture(tmp_path):
-    for split, count in (("train", 8), ("val", 2)):
-        for label in "ab":
-            (tmp_path / split / label).mkdir(parents=True)
-            for i in range(count):
-                Image.new("RGB", (40, 30), (i * 20, 90, 0)).save(tmp_path / split / label / f"{i}.png")
-    (tmp_path / "train" / "a" / "3.png").write_text("<html>404</html>")
-    model = ("--layers", "1", "1", "--channels", "16", "32", "--size", "32", "--batchnorm-group", "None")
-    data = ("--dataset", f"folder:{tmp_path}", "--batch-size", "4", "--epochs", "2", "--workers", "1")
-    result = subprocess.run(
-        [sys.executable, "-m", "train.imagenet", *model, *data, "--output", tmp_path / "run"],
-        env={**os.environ, "PYTHONPATH": ROOT},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count(f"{tmp_path / 'train' / 'a' / '3.png'}: it is in no known picture format") == 1
-    assert "2 pictures could not be read and were replaced" in result.stdout
-
-
-def test_replacement_is_the_same_in_every_run(damaged):
-    runs = [take(train_batches(damaged, size=16, batch_size=3, seed=4, workers=workers), 4) for workers in (0, 2)]
-    assert_same(*runs)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_picture_stops_an_evaluation(damaged, workers):
-    batches = eval_batches(damaged, preprocessing=Preprocessing(size=16), batch_size=2, workers=workers)
-    assert next(batches)["mask"].all()
-    with pytest.raises(UnreadablePicture, match=r"2\.img cannot be read .*so the evaluation stops"):
-        for _ in range(3):
-            next(batches)
-    batches.close()
-
-
-def test_nothing_but_unreadable_pictures_is_an_error():
-    source = Files("/nowhere", np.array([b"rubbish"] * 100), np.zeros(100, np.int32))
-    dataset = Dataset("rubbish", "train", source, 1)
-    batches = train_batches(dataset, size=8, batch_size=2, seed=0)
-    with pytest.raises(UnreadablePicture, match="32 pictures in a row cannot be read, from .*rubbish"):
-        next(batches)
-    batches.close()
-
-
 @pytest.mark.parametrize("label", [-1, 4, 1000])
 def test_labels_outside_the_classes(label):
     dataset = dataclasses.replace(numbered(4), num_classes=4)
@@ -378,87 +271,3 @@ def test_options_out_of_range(options, message):
 def test_augmentations_out_of_range(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Augment(**options)
-
-
-# Processes
-
-
-PROGRAM = """
-import sys
-from train.data import train_batches
-from train.datasets import open_dataset
-if __name__ == "__main__":
-    batches = train_batches(open_dataset("digits", "train"), size=16, batch_size=16, seed=0, workers=2)
-    next(batches)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    next(batches)
-    print("done", flush=True)
-"""
-
-
-def start(tmp_path):
-    """Goes on once a line comes in."""
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": ROOT},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def alive(group):
-    """Processes of the group that are not zombies."""
-    found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            state, _, group_id = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(group_id) == group and state != "Z":
-            found.append(int(entry))
-    return found
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_end_with_a_killed_parent(tmp_path):
-    process = start(tmp_path)
-    assert len(alive(process.pid)) >= 3
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 120
-    while alive(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(process.pid)
-
-
-def test_the_death_of_a_worker_is_an_error_and_not_a_wait():
-    others = multiprocessing.active_children()
-    batches = train_batches(open_dataset("digits", "train"), size=16, batch_size=16, seed=0, workers=1)
-    try:
-        next(batches)
-        (worker,) = [process for process in multiprocessing.active_children() if process not in others]
-        worker.kill()
-        with pytest.raises(OSError, match="a process that decodes pictures ended.*exit code -9"):
-            take(batches, 50)
-    finally:
-        batches.close()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_signals_meant_for_the_program_leave_its_workers_at_work(tmp_path):
-    process = start(tmp_path)
-    for pid in alive(process.pid):
-        if pid != process.pid and b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGTERM)
-            os.kill(pid, signal.SIGINT)
-    out, err = process.communicate("\n", timeout=300)
-    assert process.returncode == 0 and out == "done\n", err
-    assert err == ""

@@ -66,6 +66,23 @@ def test_folder_with_splits(tmp_path):
         assert validation.class_names == ("a", "b", "c") and validation.source.labels.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation"])
+def test_names_of_the_validation_folder(tmp_path, held_out):
+    make_folder(tmp_path / "train", {"a": ["1.png"], "b": ["2.png"]})
+    make_folder(tmp_path / held_out, {"a": ["3.png"], "b": ["4.png", "5.png"]})
+    make_folder(tmp_path / "test", {"a": ["6.png"], "b": ["7.png"]})
+    assert [len(open_dataset(f"folder:{tmp_path}", split)) for split in ("train", "validation", "test")] == [2, 3, 2]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    make_folder(tmp_path / "data", {"a": ["1.png"], "b": ["2.png"]})
+    make_folder(tmp_path / "elsewhere", {"more": ["3.png"]})
+    (tmp_path / "data/a/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/a/itself").symlink_to(tmp_path / "data/a")
+    (tmp_path / "elsewhere/more/back").symlink_to(tmp_path / "data/a")
+    assert open_dataset(f"folder:{tmp_path / 'data'}", "train").source.labels.tolist() == [0, 0, 1]
+
+
 def test_a_class_called_train_is_a_class(tmp_path):
     make_folder(tmp_path, {"bus": ["1.png"], "train": ["2.png"]})
     assert open_dataset(f"folder:{tmp_path}", "validation").class_names == ("bus", "train")
@@ -161,6 +178,14 @@ def test_half_prepared_set(tmp_path):
     (tmp_path / "imagenet2012" / "incomplete.1B2C_5.1.0").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="half prepared: .*incomplete.1B2C.*Remove it and prepare again"):
         open_dataset("imagenet2012", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["own", "./own"])
+def test_folder_without_its_prefix(tmp_path, monkeypatch, name):
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"[dD]id you mean folder:{name}?"):
+        open_dataset(name, "train", data_dir=tmp_path / "sets")
 
 
 def test_nonsense_name(tmp_path):

@@ -33,6 +33,32 @@ def test_a_given_coordinator_is_used(monkeypatch):
     assert calls == [("host:1234", 4, 0)]
 
 
+@pytest.mark.parametrize(
+    ("environment", "alone"),
+    [
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}, True),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1"}, True),
+        ({"SLURM_NTASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, False),
+    ],
+)
+def test_the_only_process_of_a_host_takes_all_its_gpus(environment, alone, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(devices.os, "environ", environment)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: seen.update(jax_cuda_visible_devices="0"))
+    monkeypatch.setattr(jax.config, "update", seen.__setitem__)
+    devices.connect()
+    assert seen["jax_cuda_visible_devices"] == ("all" if alone else "0")
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", "host:port"])
+def test_an_address_without_a_port(address):
+    with pytest.raises(ValueError, match=f"--coordinator is HOST:PORT, such as .*; got {address}"):
+        devices.connect(address, 2, 0)
+
+
 @pytest.mark.parametrize("given", [("host:1234", None, None), (None, 2, 0), ("host:1234", 2, None)])
 def test_half_an_address_is_a_mistake(given):
     with pytest.raises(ValueError, match="give all three or none"):

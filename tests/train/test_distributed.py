@@ -20,6 +20,15 @@ def test_all_stop_if_one_process_has_no_data(launch, tmp_path):
     assert "error: another process has failed and says why; this one has stopped with it" in told[1]
 
 
+def test_processes_that_do_not_agree_do_not_begin(launch, tmp_path):
+    together = launch(tmp_path / "run", processes=2, own={1: ("--lr", "0.7", "--eval-every", "3")})
+    assert [process.wait(300) for process in together] == [2, 2], printed(tmp_path / "run")
+    told = [(tmp_path / f"run.{number}.txt").read_text() for number in range(2)]
+    assert all("the processes of this run do not agree" in text for text in told)
+    assert "lr: here 0.1" in told[0] and "lr: here 0.7" in told[1] and "eval_every: here 3" in told[1]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_process_that_fails_alone_ends_and_does_not_wait_for_the_others(launch, tmp_path):
     # A checkpoint is being saved at this step, and whether it was is asked in all processes only later.
     together = launch(tmp_path / "run", "--checkpoint-every", 30, processes=2, FAIL="1 32")

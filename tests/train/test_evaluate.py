@@ -18,7 +18,7 @@ from res2net_jax.model import Res2Net
 from res2net_jax.variants import Accuracy, Arch, Preprocessing, get_variant
 from train.data import eval_batches
 from train.datasets import Dataset, imagenet_synsets, open_dataset
-from train.evaluate import COLUMNS, default_table, evaluate, published, require_matching, summary
+from train.evaluate import COLUMNS, default_table, evaluate, published, require_matching, require_table, summary
 from train.imagenet_subsets import IMAGENET_A, IMAGENET_R
 from train.sources import Arrays
 from train.start import preprocessing_of
@@ -238,6 +238,14 @@ def test_no_published_figure_for_anything_else():
 )
 def test_each_data_set_and_split_has_a_table_of_its_own(dataset, split, name):
     assert default_table(dataset, split) == name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has no /proc")
+def test_a_table_that_cannot_be_written_is_told_before_the_evaluation(tmp_path):
+    with pytest.raises(OSError):
+        require_table(Path("/proc/results.csv"))
+    require_table(tmp_path / "results.csv")
+    assert not list(tmp_path.iterdir())
 
 
 def test_row_and_summary_of_a_whole_model(checkpoint_folder, tmp_path):

@@ -1,5 +1,6 @@
 """ImageNet from its tars: TFDS's own builder on small ones, then the real commands on what it made."""
 
+import contextlib
 import csv
 import io
 import os
@@ -15,8 +16,10 @@ from PIL import Image
 
 import res2net_jax
 from res2net_jax.variants import Preprocessing
+from train.config import Config
 from train.data import eval_batches, train_batches
 from train.datasets import imagenet_synsets, open_dataset
+from train.start import open_splits
 from train.transforms import UnreadablePicture
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +180,22 @@ def test_slices_and_versions(data_dir):
     assert len(open_dataset("imagenet2012:5.1.0", "train", data_dir=data_dir)) == 12
     with pytest.raises(FileNotFoundError, match="has version 5.1.0, not the one asked for"):
         open_dataset("imagenet2012:5.0.0", "train", data_dir=data_dir)
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "common"),
+    [
+        ("train[:50%]", "train[50%:]", False),
+        ("train", "validation", False),
+        ("train", "train[90%:]", True),
+        ("train[:8]", "train[7:]", True),
+        ("train[:4]+train[8:]", "train[4:8]", False),
+    ],
+)
+def test_slices_with_pictures_in_common(data_dir, train, held_out, common):
+    config = Config(dataset="imagenet2012", train_split=train, eval_split=held_out, data_dir=str(data_dir))
+    with pytest.raises(ValueError, match="on the same pictures") if common else contextlib.nullcontext():
+        open_splits(config)
 
 
 def test_wrong_split(data_dir):

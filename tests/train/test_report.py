@@ -76,6 +76,17 @@ def test_a_resume_drops_what_comes_again(tmp_path):
     assert [step for step, tag, _ in events(tmp_path) if tag == "train/loss"] == [2, 4, 6, 8]
 
 
+def test_the_last_steps_before_an_evaluation_have_a_row(tmp_path):
+    short = report(tmp_path)
+    short.step(1, {**METRICS, "loss": 2.5})
+    for _ in range(2):
+        short.flush(1)
+    short.evaluation(1, RESULT)
+    short.close()
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert [(row["step"], row["loss"], row["val_top1"]) for row in rows] == [("1", "2.5", ""), ("1", "", "50")]
+
+
 def test_an_invisible_report_writes_nothing(tmp_path):
     silent = report(tmp_path / "run", visible=False)
     fill(silent, range(1, 5))

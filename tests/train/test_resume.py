@@ -1,12 +1,20 @@
 """However a run is stopped, the same command ends in the same bits and sees the same examples in the same order."""
 
+import dataclasses
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from orbax.checkpoint.v1.training import Checkpointer
+
+from train import imagenet
+from train.config import RECIPES
+from train.report import read_rows
+from train.signals import StopRequest
 
 from .conftest import arrays, batches, printed, steps
 
@@ -128,11 +136,57 @@ def test_sigterm_during_an_evaluation_saves_at_once_and_evaluates_again(launch, 
     # Twelve batches make an evaluation.
     assert log.read_text().count("evaluated") < 6
     assert steps(output)[-1] == 45
-    assert ",45," not in (output / "metrics.csv").read_text()
+    assert not any(row["val_top1"] for row in read_rows(output / "metrics.csv"))
     for process in launch(output, *SWITCHES):
         assert process.wait(300) == 0, printed(output)
     assert log.read_text().count("evaluation") == 3
     assert_same(output, reference(1)[0])
+
+
+@pytest.mark.parametrize("killed", ["before the new one was there", "after it was"])
+def test_a_kill_while_a_step_is_saved_again(launch, tmp_path, killed):
+    """With its evaluation, once that is done: the old one must not go before the new one is there."""
+    switches = (*SWITCHES, "--steps", 4)
+    log, folder = tmp_path / "run.log", tmp_path / "run" / "checkpoints"
+    (process,) = launch(tmp_path / "run", *switches, HOLD="evaluated")
+    wait_for(lambda: log.exists() and "evaluated" in log.read_text(), process)
+    process.terminate()
+    go_on(log)
+    assert process.wait(300) == 143, printed(tmp_path / "run")
+    if killed == "after it was":
+        shutil.copytree(folder / "4", folder / "4.old")
+    else:
+        (folder / "4").rename(folder / "4.old")
+        (folder / "4.orbax-checkpoint-tmp").mkdir()
+    (process,) = launch(tmp_path / "run", *switches)
+    assert process.wait(300) == 0, printed(tmp_path / "run")
+    assert "Resuming at step 4 of 4" in printed(tmp_path / "run")
+    assert sorted(path.name for path in folder.iterdir()) == ["4"]
+
+
+def test_the_old_one_is_there_while_a_step_is_saved_again(tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        RECIPES["digits"](), layers=(1,), channels=(8,), scale=2, size=16, steps=2, output=str(tmp_path / "run")
+    )
+    evaluate, seen = imagenet.run_evaluation, []
+    monkeypatch.setattr(imagenet, "run_evaluation", lambda *_: (None, {}, signal.SIGTERM))
+    with StopRequest() as stop:
+        assert imagenet.main(config, stop) == 143
+    folder = tmp_path / "run" / "checkpoints"
+    first = arrays(tmp_path / "run", 2)
+    save = Checkpointer.save_checkpointables_async
+
+    def watched(checkpointer, *arguments, **options):
+        seen.extend(path.name for path in folder.iterdir())
+        return save(checkpointer, *arguments, **options)
+
+    monkeypatch.setattr(imagenet, "run_evaluation", evaluate)
+    monkeypatch.setattr(Checkpointer, "save_checkpointables_async", watched)
+    with StopRequest() as stop:
+        assert imagenet.main(config, stop) == 0
+    assert seen == ["2.old"] and [path.name for path in folder.iterdir()] == ["2"]
+    again = arrays(tmp_path / "run", 2)
+    assert first.keys() == again.keys() and all(np.array_equal(first[name], again[name]) for name in first)
 
 
 def test_sigterm_during_the_compilation_saves_after_it(launch, reference, tmp_path):
