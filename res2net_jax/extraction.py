@@ -27,7 +27,7 @@ from res2net_jax.preprocess import picture_setting, preprocess
 
 def feature_extractor(
     model: Res2Net, stage: str | None = None, *, pool: bool = True
-) -> Callable[[Float[Array, "b h w c"]], Float[Array, "b *shape"]]:
+) -> Callable[[Float[Array, "b h w c"]], Float[Array, "b ..."]]:
     """The fast way to a model's features; made as :func:`res2net_jax.compile` makes it for the logits.
 
     Args:

@@ -20,7 +20,7 @@ def normalise(
     return ((images.astype(wide) / 255 - jnp.asarray(mean, wide)) / jnp.asarray(std, wide)).astype(dtype)
 
 
-def smooth_labels(labels: Int[Array, "b"], classes: int, smoothing: float, dtype=jnp.float32) -> Float[Array, "b k"]:
+def smooth_labels(labels: Int[Array, " b"], classes: int, smoothing: float, dtype=jnp.float32) -> Float[Array, "b k"]:
     """``(1 - smoothing) * onehot + smoothing / classes``, as torch.nn.CrossEntropyLoss(label_smoothing=...)."""
     return jax.nn.one_hot(labels, classes, dtype=dtype) * (1 - smoothing) + smoothing / classes
 

@@ -7,8 +7,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 def count(
     logits: Float[Array, "b k"],
-    labels: Int[Array, "b"] | Bool[Array, "b k"],
-    mask: Bool[Array, "b"],
+    labels: Int[Array, " b"] | Bool[Array, "b k"],
+    mask: Bool[Array, " b"],
     class_subset: tuple[int, ...] | None = None,
 ) -> dict[str, Int[Array, ""]]:
     """How many examples of a batch are right.

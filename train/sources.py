@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from res2net_jax.commands.inputs import pictures_below
+
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:

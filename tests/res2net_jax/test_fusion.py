@@ -158,11 +158,11 @@ def test_what_is_compiled_is_kept_until_the_model_changes(x64):
     assert compiled(model) is run
     compilations = _program.cache_info().misses
     for change in (
-        lambda: model.fc.kernel.set_value(model.fc.kernel.get_value() * 2),
-        lambda: model.stages[0][0].bn1.mean.set_value(model.stages[0][0].bn1.mean.get_value() + 1),
+        lambda model: model.fc.kernel.set_value(model.fc.kernel.get_value() * 2),
+        lambda model: model.stages[0][0].bn1.mean.set_value(model.stages[0][0].bn1.mean.get_value() + 1),
     ):
         before = compiled(model)(x)
-        change()
+        change(model)
         assert np.abs(compiled(model)(x) - model(x)).max() < 1e-13 * np.abs(model(x)).max()
         assert np.abs(before - model(x)).max() > 1e-3 * np.abs(before).max()
     assert np.abs(compiled(other)(x) - other(x)).max() < 1e-13 * np.abs(other(x)).max()
