@@ -25,7 +25,7 @@ def test_processes_that_do_not_agree_do_not_begin(launch, tmp_path):
     assert [process.wait(300) for process in together] == [2, 2], printed(tmp_path / "run")
     told = [(tmp_path / f"run.{number}.txt").read_text() for number in range(2)]
     assert all("the processes of this run do not agree" in text for text in told)
-    assert "lr: here 0.1" in told[0] and "lr: here 0.7" in told[1] and "eval_every: here 3" in told[1]
+    assert "lr: here 0.4" in told[0] and "lr: here 0.7" in told[1] and "eval_every: here 3" in told[1]
     assert not (tmp_path / "run").exists()
 
 

@@ -167,7 +167,7 @@ def test_trained_and_evaluated_by_the_commands(data_dir, tmp_path):
     assert measured.returncode == 0, measured.stderr
     assert "7 images of 32 x 32" in measured.stdout
     # The trainer's own last evaluation and this command's say the same.
-    line = result.stdout.split("epoch 2.00: ")[1]
+    (line,) = [line for line in result.stdout.splitlines() if "epoch 2.00: top-1" in line]
     top1, top5 = (float(line.split(f"{name} ")[1].split(" %")[0]) for name in ("top-1", "top-5"))
     assert top5 > 0, "it learnt nothing, so there is nothing to compare"
     (row,) = csv.DictReader((tmp_path / "results-imagenet2012.csv").read_text().splitlines())

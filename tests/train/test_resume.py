@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from orbax.checkpoint.v1.training import Checkpointer
+from orbax.checkpoint import v1 as ocp
 
 from train import imagenet
 from train.config import RECIPES
@@ -174,14 +174,14 @@ def test_the_old_one_is_there_while_a_step_is_saved_again(tmp_path, monkeypatch)
         assert imagenet.main(config, stop) == 143
     folder = tmp_path / "run" / "checkpoints"
     first = arrays(tmp_path / "run", 2)
-    save = Checkpointer.save_checkpointables_async
+    save = ocp.training.Checkpointer.save_checkpointables_async
 
     def watched(checkpointer, *arguments, **options):
         seen.extend(path.name for path in folder.iterdir())
         return save(checkpointer, *arguments, **options)
 
     monkeypatch.setattr(imagenet, "run_evaluation", evaluate)
-    monkeypatch.setattr(Checkpointer, "save_checkpointables_async", watched)
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", watched)
     with StopRequest() as stop:
         assert imagenet.main(config, stop) == 0
     assert seen == ["2.old"] and [path.name for path in folder.iterdir()] == ["2"]
