@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import res2net_jax
+from res2net_jax import convolution
+from res2net_jax.backend import compiler_options
 from res2net_jax.convolution import by_rows, direct, for_inference, for_training
 from res2net_jax.winograd import winograd, winograd_in_training
 
@@ -164,3 +166,30 @@ def test_a_model_convolves_as_its_mode_asks():
     assert convolution.convolve is direct
     model.train()
     assert convolution.convolve is for_training
+
+
+@pytest.mark.parametrize("first", [1.0, np.inf, -np.inf, np.nan])
+def test_to_wait_for_the_images_changes_no_kernel(first):
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 4)).astype("float32")
+    x = jnp.full((1, 8, 8, 4), first, "float32")
+    assert np.array_equal(jax.jit(convolution._once_there_is)(x, kernel), kernel)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA:CPU")
+def test_kernels_are_transformed_one_after_the_other():
+    kernels = [np.zeros((3, 3, 96, 96), "float32")] * 12
+    transformed = 12 * 16 * 96 * 96 * 4
+
+    def memory(convolve):
+        def layers(x, kernels):
+            for kernel in kernels:
+                x = jax.nn.relu(convolve(x, kernel))
+            return x
+
+        program = jax.jit(layers, compiler_options=compiler_options())
+        return (
+            program.lower(np.zeros((1, 28, 28, 96), "float32"), kernels).compile().memory_analysis().temp_size_in_bytes
+        )
+
+    assert memory(functools.partial(for_inference, **PLAIN)) < transformed
+    assert memory(winograd) > transformed, "this XLA would do so by itself"
