@@ -225,13 +225,15 @@ def locate(folder: str | os.PathLike) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     children = [*folder.iterdir(), *folder.glob("checkpoints/*")]
-    steps = [child for child in children if child.name.isdigit() and is_checkpoint(child)]
+    # "5.old" is step 5 while, or if a kill came while, the trainer saves it again.
+    steps = {child.name.removesuffix(".old"): child for child in sorted(children, reverse=True) if is_checkpoint(child)}
+    steps = {int(name): child for name, child in steps.items() if name.isdigit()}
     if not steps:
         raise ValueError(
             f"{folder} is not a checkpoint; expected a folder written by res2net_jax.save, "
             "python -m porting, or python -m train.imagenet"
         )
-    return max(steps, key=lambda step: int(step.name))
+    return steps[max(steps)]
 
 
 def is_free(folder: Path) -> bool:
@@ -264,8 +266,9 @@ def _fill(model, folder, place, checksums):
             raise ValueError(
                 'a float64 checkpoint needs jax.config.update("jax_enable_x64", True), for the whole program'
             )
-        # Orbax does not notice a flipped bit.
-        if path in checksums and loaded[path].is_fully_addressable and _crc32(loaded[path]) != checksums[path]:
+        # Orbax does not notice a flipped bit. What it has cast cannot be compared.
+        dtype, _ = saved = checksums.get(path, [None, None])
+        if dtype == leaf.dtype.name and loaded[path].is_fully_addressable and _crc32(loaded[path]) != saved:
             raise ValueError(
                 f"the checkpoint {folder} is damaged: {path} is not what was saved; take another one, or delete it and "
                 f"port it again (python -m porting {model.name})"
@@ -274,7 +277,7 @@ def _fill(model, folder, place, checksums):
 
 
 def _crc32(value):
-    return zlib.crc32(np.ascontiguousarray(value).view(np.uint8))
+    return [value.dtype.name, zlib.crc32(np.ascontiguousarray(value).view(np.uint8))]
 
 
 @contextlib.contextmanager

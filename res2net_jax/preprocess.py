@@ -84,7 +84,7 @@ def picture_setting(model: Res2Net) -> Preprocessing:
         ValueError: It is not known, or for another number of channels.
     """
     setting = known_setting(model)
-    if setting is None:
+    if setting is None or model.in_chans not in _MODES:
         raise ValueError(
             f"{model.name} with {model.in_chans} input channels has no transform for pictures; pass an array "
             "[batch, height, width, channels] that is normalised as in its training, or give the model a preprocessing="
@@ -97,7 +97,7 @@ def known_setting(model: Res2Net) -> Preprocessing | None:
     setting = model.preprocessing
     if setting is None and model.name in VARIANTS:
         setting = VARIANTS[model.name].preprocessing
-    return setting if setting is not None and len(setting.mean) == model.in_chans in _MODES else None
+    return setting if setting is not None and len(setting.mean) == model.in_chans else None
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -114,7 +114,7 @@ def open_picture(picture: Picture) -> Image.Image:
         raise TypeError(f"expected a path, bytes or a PIL image; got {type(picture).__name__}")
     try:
         with Image.open(file) as image:
-            return upright(_to_rgb(image), image.getexif())
+            return _to_rgb(upright(image))
     except UnidentifiedImageError as error:  # whose own text names the file once more
         raise ValueError(f"{name}: not a picture that can be read (it is in no known format)") from error
     except MemoryError:
@@ -123,10 +123,13 @@ def open_picture(picture: Picture) -> Image.Image:
         raise ValueError(f"{name}: not a picture that can be read ({first_line(error)})") from error
 
 
-def upright(image: Image.Image, exif: Image.Exif) -> Image.Image:
-    """``image`` turned as ``exif`` says."""
-    # Pillow's exif_transpose also writes the EXIF data anew, and fails where they are odd.
-    turn = _TURNS.get(exif.get(ExifTags.Base.Orientation))
+def upright(image: Image.Image) -> Image.Image:
+    """``image`` turned as its EXIF data say."""
+    # Pillow's exif_transpose also writes the data anew, and fails where they are odd. A TIFF turns itself when loaded.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    image.load()
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     return image if turn is None else image.transpose(turn)
 
 
@@ -155,7 +158,7 @@ def normalize(image: Image.Image, setting: Preprocessing) -> Float[np.ndarray, "
 
 
 def _to_rgb(image):
-    # 16-bit grey, in mode I if it is a PGM; PIL's own conversion would clip it to white.
-    if image.mode.startswith("I;16") or image.mode == "I" and np.max(image, initial=0) > 255:
+    # 16-bit grey, in mode I if it is a PGM, which has no EXIF data; PIL's own conversion would clip it to white.
+    if image.mode.startswith("I;16") or image.mode == "I" and (image.format == "PPM" or np.max(image, initial=0) > 255):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

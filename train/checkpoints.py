@@ -72,8 +72,7 @@ class Checkpoints:
         Raises:
             ValueError: The checkpoints are of a run with another config, model or data, or all are damaged.
         """
-        self._put_back()
-        _wait_for_all()
+        together(self._put_back)
         steps = _steps(self.folder)
         _wait_for_all()  # or a slow process would not see what another one has set aside
         for number, step in enumerate(steps):
@@ -166,15 +165,15 @@ class Checkpoints:
         if self._checkpointer is not None:
             self._checkpointer.close()  # it knows of the old one
             self._checkpointer = None
-        _wait_for_all()
-        if jax.process_index() == 0:
-            os.rename(self.folder / str(step), self.folder / f"{step}{_OLD}")
-        _wait_for_all()
+        here, aside = self.folder / str(step), self.folder / f"{step}{_OLD}"
+        together(lambda: os.rename(here, aside) if jax.process_index() == 0 else None)
 
     def _put_back(self):
         """Ends what :meth:`_set_aside` began, also in an earlier process that was killed."""
         if jax.process_index() == 0:
-            for old in self.folder.glob(f"*{_OLD}"):
+            for old in self.folder.glob(f"[0-9]*{_OLD}"):
+                if not old.stem.isdigit():  # not ours
+                    continue
                 if old.with_suffix("").exists():
                     remove_tree(old)
                 else:

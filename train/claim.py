@@ -67,7 +67,7 @@ def _open(folder):
 
 def _require_ours(folder):
     """ValueError if a file that a run would replace is not of a run."""
-    if any((folder / "checkpoints").glob("*")):
+    if any((folder / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")):
         return
     for name, known in (("metrics.csv", [",".join(COLUMNS[:3])]), ("config.json", ['"model"', '"dataset"', '"lr"'])):
         file = folder / name

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from res2net_jax.variants import VARIANTS, Preprocessing
 from train import devices
 from train.config import Config, to_json
 from train.datasets import Dataset, open_dataset
+from train.sources import Files
 
 
 def open_splits(config: Config) -> tuple[Dataset, Dataset]:
@@ -100,11 +102,20 @@ def require_agreement(config: Config, model: Res2Net, train_set: Dataset, eval_s
     if jax.process_count() > 1:
         own = {"data_dir", "workers", "output", "coordinator", "process_id"}
         facts = {name: value for name, value in to_json(config).items() if name not in own}
-        facts |= {"pictures to learn from": len(train_set), "pictures to evaluate on": len(eval_set)}
-        facts |= {"classes": (train_set.num_classes, train_set.class_names)}
+        facts["dataset"] = config.dataset.partition(":")[0] if config.dataset.startswith("folder:") else config.dataset
+        for name, dataset in (("pictures to learn from", train_set), ("pictures to evaluate on", eval_set)):
+            facts[name] = len(dataset), *_contents(dataset)
+        facts["classes"] = train_set.num_classes, train_set.class_names
         weights = (np.asarray(leaf.get_value()).tobytes() for leaf in variables(model).values())
         facts["initial weights"] = functools.reduce(lambda total, array: zlib.crc32(array, total), weights, 0)
         devices.require_agreement(facts)
+
+
+def _contents(dataset):
+    """What its pictures are, in their order, wherever they are kept."""
+    if isinstance(dataset.source, Files):
+        return (zlib.crc32(dataset.source.paths.tobytes() + dataset.source.labels.tobytes()),)
+    return tuple((Path(file).name, first, end) for file, first, end in dataset.pieces)
 
 
 def introduction(

@@ -39,7 +39,7 @@ def open_picture(image: bytes | np.ndarray, upright: bool = False) -> Image.Imag
         return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     try:
         picture = Image.open(io.BytesIO(image))
-        return turned_upright(picture, picture.getexif()) if upright else picture
+        return turned_upright(picture) if upright else picture
     except UnidentifiedImageError as error:
         raise UnreadablePicture("it is in no known picture format") from error
     except Exception as error:  # a damaged header raises whatever its format's parser stumbles on

@@ -95,5 +95,5 @@ def pictures_below(folder: str, above: tuple = ()) -> Iterator[str]:
             status = entry.stat()
             if (status.st_dev, status.st_ino) not in above:
                 yield from pictures_below(entry.path, above)
-        elif entry.name.lower().endswith(PICTURES) and entry.is_file():
-            yield entry.path
+        elif entry.name.lower().endswith(PICTURES) and (entry.is_file() or entry.is_symlink()):
+            yield entry.path  # also a link to nowhere, which is met when it is read

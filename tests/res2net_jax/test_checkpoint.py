@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import res2net_jax
 from res2net_jax import Arch, Res2Net, checkpoint, files
@@ -58,6 +59,12 @@ def test_a_folder_of_steps_is_its_newest_and_so_is_the_run_s(model, tmp_path):
         res2net_jax.save(model, tmp_path / "run" / "checkpoints" / str(step))
     for folder in ("run/checkpoints", "run"):
         assert res2net_jax.load(tmp_path / folder).fc.bias[0] == 10
+    steps = tmp_path / "run" / "checkpoints"
+    (steps / "10").rename(steps / "10.old")  # while it is saved again
+    assert res2net_jax.load(tmp_path / "run").fc.bias[0] == 10
+    model.fc.bias.set_value(jnp.full(5, 10.5))
+    res2net_jax.save(model, steps / "10")
+    assert res2net_jax.load(tmp_path / "run").fc.bias[0] == 10.5
 
 
 def test_options(model, tmp_path):
@@ -154,6 +161,13 @@ def test_a_flipped_bit_is_damage(tmp_path, param_dtype):
         json.dumps(metadata)
     )  # as of an earlier version: nothing to tell it by
     assert not same(res2net_jax.load(folder), model)
+
+
+def test_arrays_of_another_type_than_the_model_says_are_no_damage(model, tmp_path):
+    nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(model)))
+    loaded = res2net_jax.load(res2net_jax.save(model, tmp_path / "m"))
+    assert loaded.fc.kernel.dtype == jnp.float32
+    assert np.array_equal(loaded.fc.kernel[...], model.fc.kernel[...].astype(jnp.float32))
 
 
 def test_an_empty_folder_takes_a_checkpoint(model, tmp_path):

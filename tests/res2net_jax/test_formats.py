@@ -17,6 +17,7 @@ import porting.onnx
 import res2net_jax
 from res2net_jax import files, formats, stablehlo
 from res2net_jax.init import variables
+from res2net_jax.variants import Preprocessing
 
 SMALL = {"layers": (1, 1), "channels": (8, 16), "num_classes": 10, "zero_init_last": False}
 FOUR_STAGES = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}  # timm knows no fewer
@@ -197,6 +198,12 @@ def test_what_cannot_be_exported(model, tmp_path, monkeypatch):
         export(tmp_path / "m.stablehlo", size=0)
     with pytest.raises(ValueError, match="mean and standard deviation"):
         res2net_jax.export(small_model(in_chans=4), tmp_path / "m.stablehlo", uint8=True)
+    multispectral = small_model(in_chans=4)
+    multispectral.preprocessing = Preprocessing(size=40, mean=(0.5,) * 4, std=(0.2,) * 4)
+    assert (
+        formats._size(multispectral, None) == (40, 40)
+        and formats._scaling(multispectral) is multispectral.preprocessing
+    )
     for other in (small_model().train(), res2net_jax.fuse(model)):
         with pytest.raises(ValueError, match="in eval mode that is not fused"):
             res2net_jax.export(other, tmp_path / "m.stablehlo")

@@ -11,6 +11,7 @@ import res2net_jax
 from res2net_jax import get_variant, preprocess
 from res2net_jax.preprocess import open_picture, resize_and_crop
 from res2net_jax.variants import Preprocessing
+from train.transforms import open_picture as open_to_train
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +88,16 @@ def test_a_file_is_turned_upright(photos):
     assert np.array_equal(ours(file.getvalue()), ours(upright))
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_pillow_s(photos, orientation):
+def test_every_orientation_is_pillow_s(photos, orientation, form):
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
-    Image.open(photos[0]).save(file, "JPEG", exif=exif)
-    expected = ImageOps.exif_transpose(Image.open(file))
-    assert np.array_equal(np.asarray(open_picture(file.getvalue())), np.asarray(expected))
+    Image.open(photos[0]).resize((64, 40)).save(file, form, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    assert np.array_equal(np.asarray(open_picture(file.getvalue())), expected)
+    assert np.array_equal(np.asarray(open_to_train(file.getvalue(), upright=True).convert("RGB")), expected)
 
 
 def test_odd_exif_does_no_harm(photos):
@@ -111,11 +114,12 @@ def test_odd_exif_does_no_harm(photos):
 
 
 @pytest.mark.parametrize("form", ["PNG", "PPM"])
-def test_16_bit_grey_is_not_clipped(form):
-    ramp = np.arange(0, 65536, 256, dtype=np.uint16)
+@pytest.mark.parametrize("levels", [256, 1])
+def test_16_bit_grey_is_not_clipped(form, levels):
+    ramp = np.arange(0, 256 * levels, levels, dtype=np.uint16)  # to white, or so dark that it is black
     file = io.BytesIO()
     Image.fromarray(np.tile(ramp, (8, 1))).save(file, form)
-    assert np.array_equal(np.asarray(open_picture(file.getvalue()))[0, :, 0], np.arange(256))
+    assert np.array_equal(np.asarray(open_picture(file.getvalue()))[0, :, 0], ramp >> 8)
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (5000, 3)])
@@ -125,7 +129,12 @@ def test_of_a_strip_only_what_is_seen_is_resized(size, monkeypatch):
     setting = get_variant("res2net50_26w_4s").preprocessing
     expected = np.asarray(resize_and_crop(strip, setting, 224), int)
     monkeypatch.setattr(sys.modules[resize_and_crop.__module__], "_MOST_PIXELS", 1000)
+    resize, sizes = Image.Image.resize, []
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *a, **k: sizes.append(size) or resize(image, size, *a, **k)
+    )
     assert np.abs(np.asarray(resize_and_crop(strip, setting, 224), int) - expected).max() <= 1
+    assert sizes == [(224, 224)]
 
 
 @pytest.mark.parametrize(

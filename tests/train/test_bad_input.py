@@ -158,6 +158,8 @@ def test_a_signal_ends_the_wait_for_another_run(tmp_path, monkeypatch):
 def test_files_that_are_not_of_a_run_are_left_alone(tmp_path, name, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text(content)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "epoch1.pth").touch()
     with pytest.raises(ValueError, match=f"{name} is not of a run, and would be replaced"):
         train(small(tmp_path))
     assert (tmp_path / "run" / name).read_text() == content

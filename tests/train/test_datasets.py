@@ -74,6 +74,12 @@ def test_names_of_the_validation_folder(tmp_path, held_out):
     assert [len(open_dataset(f"folder:{tmp_path}", split)) for split in ("train", "validation", "test")] == [2, 3, 2]
 
 
+def test_a_link_to_nowhere_is_a_picture_that_cannot_be_read(tmp_path):
+    make_folder(tmp_path, {"a": ["1.png"], "b": ["2.png"]})
+    (tmp_path / "b/3.png").symlink_to(tmp_path / "gone.png")
+    assert len(open_dataset(f"folder:{tmp_path}", "train")) == 3
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     make_folder(tmp_path / "data", {"a": ["1.png"], "b": ["2.png"]})
     make_folder(tmp_path / "elsewhere", {"more": ["3.png"]})

@@ -158,10 +158,15 @@ def test_a_kill_while_a_step_is_saved_again(launch, tmp_path, killed):
     else:
         (folder / "4").rename(folder / "4.old")
         (folder / "4.orbax-checkpoint-tmp").mkdir()
+    foreign = [folder / "notes.old" / "text", folder / "notes" / "text"]
+    for file in foreign:
+        file.parent.mkdir()
+        file.touch()
     (process,) = launch(tmp_path / "run", *switches)
     assert process.wait(300) == 0, printed(tmp_path / "run")
     assert "Resuming at step 4 of 4" in printed(tmp_path / "run")
-    assert sorted(path.name for path in folder.iterdir()) == ["4"]
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "notes", "notes.old"]
+    assert all(file.exists() for file in foreign)
 
 
 def test_the_old_one_is_there_while_a_step_is_saved_again(tmp_path, monkeypatch):
