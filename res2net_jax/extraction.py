@@ -43,7 +43,6 @@ def feature_extractor(
     Raises:
         ValueError: No such stage, or a model in train mode.
     """
-    require_model(model)
     return compile_function(_features(model, stage, pool), model)
 
 

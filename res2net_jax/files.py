@@ -108,7 +108,7 @@ def replacing(file: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OSError: No permission, no space.
     """
     check_new(file, overwrite)
-    temporary = file.with_name(f".{secrets.token_hex(8)}.tmp{file.suffix}")  # as short as a long name needs
+    temporary = file.with_name(f".{secrets.token_hex(8)}.tmp{file.suffix}")  # short: the name may be long
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

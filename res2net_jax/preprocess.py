@@ -19,7 +19,7 @@ from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing, Variant, get_variant
 
 _MODES = {1: "L", 3: "RGB"}
-INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MOST_PIXELS = 2**25  # of a picture whose shorter side is resized: 128 MB, more than one of 256 x 100,000
 
 Picture = str | os.PathLike | bytes | bytearray | Image.Image
@@ -147,8 +147,8 @@ def resize_and_crop(image: Image.Image, setting: Preprocessing, size: int) -> Im
     if width * height > _MOST_PIXELS and min(box) >= 0:  # a strip; what is cropped in any case is not computed then
         across, down = image.width / width, image.height / height
         part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-        return image.resize((size, size), INTERPOLATIONS[setting.interpolation], box=part)
-    return image.resize((width, height), INTERPOLATIONS[setting.interpolation]).crop(box)
+        return image.resize((size, size), _FILTERS[setting.interpolation], box=part)
+    return image.resize((width, height), _FILTERS[setting.interpolation]).crop(box)
 
 
 def normalize(image: Image.Image, setting: Preprocessing) -> Float[np.ndarray, "h w c"]:

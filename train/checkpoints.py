@@ -101,7 +101,8 @@ class Checkpoints:
     def save(self, step: int, state: State, evaluation: dict | None = None) -> None:
         """Starts to save in the background. If it fails this warns, and :meth:`due` asks for another attempt."""
         self._settle()
-        if evaluation is None and self._saved(step):
+        saved = self._saved(step)
+        if saved and evaluation is None:
             return
         items = to_items(state)
         metadata = {
@@ -116,7 +117,7 @@ class Checkpoints:
         }
         self._check_at = step + self._retry_after
         try:
-            if self._saved(step):
+            if saved:
                 self._set_aside(step)
             if self._checkpointer is None:
                 self._checkpointer = _open(self.folder, self.config.keep)

@@ -147,7 +147,7 @@ def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
         pass
 
 
-def test_a_signal_ends_the_wait_for_another_run(tmp_path, monkeypatch):
+def test_a_signal_ends_the_wait_for_another_run(tmp_path):
     with claim(tmp_path / "run"), StopRequest() as stop:
         stop.signum = signal.SIGTERM
         assert main(small(tmp_path), stop) == 128 + signal.SIGTERM
