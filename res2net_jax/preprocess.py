@@ -35,9 +35,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-#: What the name of a picture in a folder ends in, in any case; a file that is named itself may end as it likes.
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-
 
 def preprocess(
     model: str | Res2Net | FeaturePyramid | Variant | Preprocessing, *, size: int | None = None

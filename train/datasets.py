@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from res2net_jax.preprocess import PICTURES
+from res2net_jax.picture_files import PICTURES
 from train import imagenet_subsets
 from train.sources import Arrays, Files, Records, list_pictures
 

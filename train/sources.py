@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from res2net_jax.commands.inputs import pictures_below
+from res2net_jax.picture_files import pictures_below
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 import glob
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from res2net_jax import checkpoint
-from res2net_jax.preprocess import PICTURES
+from res2net_jax.picture_files import PICTURES, natural_key, pictures_below
 
 
 def find_pictures(inputs: Iterable[str | os.PathLike]) -> list[Path]:
@@ -49,12 +48,6 @@ def below(pictures: Sequence[Path]) -> dict[Path, Path]:
     return {picture: path.relative_to(root) for picture, path in absolute.items()}
 
 
-def natural_key(name: str) -> tuple:
-    """Sorts runs of digits by their value and letters without case; equal names otherwise by their characters."""
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
-
-
 def _standard_input() -> list[str]:
     data = sys.stdin.buffer.read()
     names = data.split(b"\0") if b"\0" in data else data.splitlines()
@@ -80,20 +73,3 @@ def _named(name: str, wildcards: bool = False) -> list[Path]:
             raise ValueError(f"{name} matches {matched}; known pictures are {' '.join(PICTURES)}")
         return pictures
     raise FileNotFoundError(f"there is no file or folder {name}")
-
-
-def pictures_below(folder: str, above: tuple = ()) -> Iterator[str]:
-    """Pictures below ``folder``, hidden ones left out. Links to folders are followed, but not to one they lie in."""
-    status = os.stat(folder)
-    above = (*above, (status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        entries = sorted(entries, key=lambda entry: natural_key(entry.name))
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            status = entry.stat()
-            if (status.st_dev, status.st_ino) not in above:
-                yield from pictures_below(entry.path, above)
-        elif entry.name.lower().endswith(PICTURES) and (entry.is_file() or entry.is_symlink()):
-            yield entry.path  # also a link to nowhere, which is met when it is read

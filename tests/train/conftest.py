@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import itertools
 import os
 import signal
@@ -10,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
+
+from train.config import RECIPES
+from train.imagenet import main
+from train.signals import StopRequest
 
 ROOT = Path(__file__).parents[2]
 # A network and pictures small enough for a run of seconds.
@@ -74,6 +79,18 @@ def finish(launch):
             assert process.wait(300) == 0, printed(output)
 
     return finish
+
+
+def small(tmp_path, **changes):
+    """The digits' recipe with a network of two blocks and two steps; ``changes`` are fields of it."""
+    fields = {"layers": (1,), "channels": (8,), "scale": 2, "size": 16, "steps": 2, "output": str(tmp_path / "run")}
+    return dataclasses.replace(RECIPES["digits"](), **{**fields, **changes})
+
+
+def train(config):
+    """Runs the trainer in this process; its exit code."""
+    with StopRequest() as stop:
+        return main(config, stop)
 
 
 def printed(output):

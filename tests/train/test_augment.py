@@ -67,7 +67,10 @@ def test_cutmix_weighs_the_targets_by_the_pixels():
         assert (other == 5).all()
         rows, columns = np.flatnonzero(~kept.all(1)), np.flatnonzero(~kept.all(0))
         assert len(rows) * len(columns) == (~kept).sum(), "a rectangle"
-    assert np.std(areas) > 0.05
+    # The box leaves as large a share as timm's, whose lambda is uniform here and which is clipped as ours is.
+    np.random.seed(0)
+    expected = [timm.data.mixup.cutmix_bbox_and_lam((1, 1, 16, 16), np.random.rand())[1] for _ in range(2000)]
+    assert abs(np.mean(areas) - np.mean(expected)) < 0.06 and abs(np.std(areas) - np.std(expected)) < 0.04
 
 
 def test_cutmix_boxes_are_those_of_timm(monkeypatch):
@@ -89,14 +92,41 @@ def test_both_draw_one_of_the_two():
     assert 35 < sum(kinds) < 65
 
 
+def rectangles(erased):
+    """Top, left, height and width of what is erased of each image [b, h, w]."""
+    found = []
+    for mask in erased:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask[np.ix_(rows, columns)].all() and len(rows) * len(columns) == mask.sum(), "a rectangle"
+        found.append((rows[0], columns[0], len(rows), len(columns)))
+    return np.array(found).T
+
+
 def test_random_erasing():
     images = jnp.ones((400, 32, 32, 2))
     erased = np.asarray(random_erasing(KEY, images, 0.25)) == 0
     assert (erased[..., 0] == erased[..., 1]).all()
     some = erased[..., 0].any((1, 2))
     assert 0.18 < some.mean() < 0.32
-    for mask in erased[some][..., 0]:
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        assert mask[np.ix_(rows, columns)].all() and len(rows) * len(columns) == mask.sum(), "a rectangle"
-        # Sides are rounded, and cut where they would be longer than the image.
-        assert 0.005 < mask.mean() < 0.36
+
+
+def test_erased_rectangles_have_the_sizes_asked_for_and_lie_anywhere():
+    images = jnp.ones((2000, 64, 64, 1))
+    erased = np.asarray(random_erasing(KEY, images, 1.0, area=(0.1, 0.2), aspect=(0.5, 2.0)))[..., 0] == 0
+    top, left, height, width = rectangles(erased)
+    area, aspect = height * width / 64**2, np.log(height / width)
+    assert 0.09 < area.min() < 0.11 and 0.19 < area.max() < 0.21, "sides are rounded"
+    assert abs(area.mean() - 0.15) < 0.003
+    assert abs(aspect.mean()) < 0.04 and abs(aspect.std() - np.log(4) / np.sqrt(12)) < 0.02
+    for start, length in ((top, height), (left, width)):
+        assert start.min() == 0 and (start + length).max() == 64
+        place = (start + 0.5) / (64 - length + 1)
+        assert abs(place.mean() - 0.5) < 0.03 and abs(place.std() - 1 / np.sqrt(12)) < 0.02
+    assert abs(np.corrcoef(top / (65 - height), left / (65 - width))[0, 1]) < 0.08
+
+
+def test_of_a_tiny_image_at_least_a_pixel_is_erased_and_at_most_all():
+    images = jnp.ones((200, 4, 4, 1))
+    _, _, height, width = rectangles(np.asarray(random_erasing(KEY, images, 1.0))[..., 0] == 0)
+    assert (height * width).min() == 1
+    assert (random_erasing(KEY, images, 1.0, area=(2.0, 3.0), aspect=(0.9, 1.1)) == 0).all()

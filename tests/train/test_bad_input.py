@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from train.pipeline import Batches
 from train.report import read_rows
 from train.signals import StopRequest
 
-from .conftest import ROOT, arrays, printed, steps
+from .conftest import ROOT, arrays, small, steps, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -93,16 +92,6 @@ def test_more_processes_than_were_described(tmp_path):
     code, err = command("digits", "--coordinator", "localhost:1", "--output", tmp_path / "run")
     assert code == 2
     assert "--coordinator, --num-processes and --process-id go together" in err
-
-
-def small(tmp_path, **changes):
-    fields = {"layers": (1,), "channels": (8,), "scale": 2, "size": 16, "steps": 2, "output": str(tmp_path / "run")}
-    return dataclasses.replace(RECIPES["digits"](), **{**fields, **changes})
-
-
-def train(config):
-    with StopRequest() as stop:
-        return main(config, stop)
 
 
 def test_the_same_pictures_for_training_and_evaluation(tmp_path):
@@ -258,45 +247,6 @@ def test_weights_that_do_not_fit_the_model(tmp_path):
         train(small(tmp_path, pretrained=True, model=str(tmp_path / "model"), channels=(16,)))
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no metadata", "empty folder"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, damage):
-    config = small(tmp_path, steps=6, checkpoint_every=2)
-    assert train(config) == 0
-    expected = arrays(tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "6"
-    data = max((file for file in (newest / "model").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-    content = bytearray(data.read_bytes())
-    if damage == "flipped bit":
-        content[len(content) // 2] ^= 8
-        data.write_bytes(content)
-    elif damage == "cut short":
-        data.write_bytes(content[: len(content) // 2])
-    elif damage == "no metadata":
-        (newest / "_CHECKPOINT_METADATA").unlink()
-    else:
-        shutil.rmtree(newest)
-        newest.mkdir()
-    capfd.readouterr()
-    assert train(config) == 0
-    out, err = capfd.readouterr()
-    assert "WARNING: checkpoint 6 is damaged" in err and "Going back to checkpoint 4" in err
-    assert "Resuming at step 4 of 6" in out
-    assert "Traceback" not in err
-    assert (newest.parent / "6.damaged").is_dir()
-    found = arrays(tmp_path / "run")
-    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
-
-
-def test_nothing_but_damaged_checkpoints(tmp_path):
-    config = small(tmp_path)
-    assert train(config) == 0
-    for step in steps(tmp_path / "run"):
-        (tmp_path / "run" / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").write_text("{")
-    with pytest.raises(ValueError, match="no checkpoint in .* can be read.*give another --output"):
-        train(config)
-    assert steps(tmp_path / "run"), "they were left where they are"
-
-
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path, capsys):
     config = small(tmp_path, steps=60, lr=1e6, schedule="steps", warmup_epochs=2, checkpoint_every=1, keep=100)
     assert train(config) == 3
@@ -305,62 +255,3 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path, capsy
     assert steps(tmp_path / "run")[-1] == bad - 1 > 1
     assert all(np.isfinite(value).all() for value in arrays(tmp_path / "run").values())
     res2net_jax.load(tmp_path / "run" / "checkpoints")
-
-
-def test_a_full_disk_is_waited_for(finish, tmp_path):
-    # A limit that the arrays exceed and what is printed does not; lifted at step 50, as if someone had made room.
-    switches = ("--checkpoint-every", 10, "--keep", 100)
-    finish(tmp_path / "undisturbed", *switches)
-    finish(tmp_path / "run", *switches, FILE_LIMIT="25000 25 50")
-    told = printed(tmp_path / "run")
-    assert "WARNING: the checkpoint could not be saved" in told and "saving is tried again" in told
-    assert "Traceback" not in told
-    saved = steps(tmp_path / "run")
-    assert saved[:2] == [10, 20] and not {step for step in saved if 25 < step < 49} and saved[-1] == 90
-    expected, found = arrays(tmp_path / "undisturbed"), arrays(tmp_path / "run")
-    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
-    assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
-
-
-def test_a_disk_that_stays_full_ends_with_4(launch, tmp_path):
-    (process,) = launch(tmp_path / "run", "--steps", 30, FILE_LIMIT="25000 15 99", SAVE_ATTEMPTS="2")
-    assert process.wait(300) == 4, printed(tmp_path / "run")
-    told = printed(tmp_path / "run")
-    assert "error: step 30 could not be saved" in told
-    assert "Traceback" not in told
-
-
-def can_mount(folder):
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
-    return mounted.returncode == 0
-
-
-@pytest.mark.soak
-def test_a_small_disk_fills_up_and_is_cleared(launch, tmp_path):
-    disk = tmp_path / "disk"
-    if not can_mount(disk):
-        pytest.skip("no right to mount a small disk here")
-    try:
-        # The run is on the small disk, its witness beside it.
-        (disk / "run").mkdir()
-        output, log = tmp_path / "run", tmp_path / "run.log"
-        output.symlink_to(disk / "run")
-        (process,) = launch(output, "--checkpoint-every", 10, "--log-every", 3, STEP_PAUSE="0.1")
-        while not log.exists() or "step 25 " not in log.read_text():
-            time.sleep(0.05)
-        filler = (disk / "filler").open("wb", buffering=0)
-        with pytest.raises(OSError, match="No space"):
-            while True:
-                filler.write(bytes(4096))
-        while "could not be saved" not in printed(output) or "cannot be written" not in printed(output):
-            assert process.poll() is None, printed(output)
-            time.sleep(0.05)
-        filler.close()
-        (disk / "filler").unlink()
-        assert process.wait(300) == 0, printed(output)
-        assert steps(output)[-1] == 90
-        logged = [int(row["step"]) for row in read_rows(output / "metrics.csv") if row["loss"]]
-        assert logged == list(range(3, 91, 3)), "the rows of the time without room are there too"
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)

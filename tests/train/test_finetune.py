@@ -19,10 +19,9 @@ from train.config import RECIPES, Config, parse
 from train.data import Augment
 from train.datasets import Dataset
 from train.report import read_rows
-from train.signals import StopRequest
 from train.start import build_model
 
-from .conftest import ROOT, arrays
+from .conftest import ROOT, arrays, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -51,9 +50,8 @@ def write_pictures(folder, digits, names):
     return folder
 
 
-def train(config):
-    with StopRequest() as stop:
-        assert imagenet.main(config, stop) == 0
+def trained(config):
+    assert train(config) == 0
     return Path(config.output)
 
 
@@ -65,7 +63,7 @@ def pretrained(tmp_path_factory):
     config = dataclasses.replace(
         RECIPES["digits"](), dataset=f"folder:{pictures}", epochs=8, ema=None, output=str(folder / "run"), **SMALL
     )
-    return train(config) / "checkpoints"
+    return trained(config) / "checkpoints"
 
 
 def finetune(pretrained, pictures, output, **changes):
@@ -114,7 +112,7 @@ def test_the_answers_are_those_of_the_data_sets_pictures(pretrained, tmp_path, m
     seen = []
     monkeypatch.setattr(imagenet, "draw_mistakes", lambda *arguments: seen.append(arguments))
     config = finetune(pretrained, pictures, tmp_path / "run", epochs=2, eval_batch_size=50)
-    run = train(config)
+    run = trained(config)
     ((folder, dataset, model, answers),) = seen
     assert folder == run and model.class_names == tuple(sorted(NAMES))
     files = [dataset.source.name(i) for i in range(len(dataset))]
@@ -135,7 +133,7 @@ def test_a_frozen_backbone_stays_as_it_is_bit_for_bit(pretrained, tmp_path, more
     pictures = write_pictures(tmp_path / "pictures", range(5, 9), NAMES)
     config = finetune(pretrained, pictures, tmp_path / "run", epochs=3, freeze="backbone", lr=0.4, **more)
     before = res2net_jax.init.variables(res2net_jax.load(pretrained, num_classes=4))
-    saved = arrays(train(config))
+    saved = arrays(trained(config))
     for prefix in ("model/", "training/raw.") if more else ("model/",):
         for path, leaf in before.items():
             same = np.array_equal(np.asarray(leaf.get_value()), saved[prefix + path])
@@ -191,6 +189,6 @@ def test_the_normalisation_of_the_weights_is_kept(tmp_path):
     model.preprocessing = setting
     res2net_jax.save(model, tmp_path / "weights")
     pictures = write_pictures(tmp_path / "pictures", range(2), ("no", "yes"))
-    run = train(finetune(tmp_path / "weights", pictures, tmp_path / "run", epochs=2, steps=1))
+    run = trained(finetune(tmp_path / "weights", pictures, tmp_path / "run", epochs=2, steps=1))
     assert res2net_jax.load(run / "checkpoints").preprocessing == dataclasses.replace(setting, size=32, crop_pct=1.0)
     assert json.loads((run / "config.json").read_text())["freeze"] is None
