@@ -73,6 +73,7 @@ def state_dict(model: Res2Net) -> dict[str, np.ndarray]:
 
     ``num_batches_tracked`` is absent: torch's batch normalisation loads strictly without it.
     """
+    require_model(model)
     return {torch_key(path): to_torch(np.asarray(leaf.get_value())) for path, leaf in variables(model).items()}
 
 

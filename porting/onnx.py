@@ -1,7 +1,6 @@
 """A model as ONNX: torch's exporter writes timm's model of the same architecture under our weights."""
 
 import contextlib
-import dataclasses
 import io
 import logging
 import warnings
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from porting.convert import state_dict, to_numpy
+from porting.twin import timm_model
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
 
@@ -71,32 +70,6 @@ def load(file: Path):
         raise ImportError(_MISSING.format(error)) from error
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": np.asarray(images)})[0]
-
-
-def timm_model(model: Res2Net):
-    """timm's model (a torch.nn.Module) of the architecture and with the weights of ``model``, in float32."""
-    import timm
-    import torch
-    from timm.layers import BlurPool2d, get_attn
-
-    class BlurPoolConstant(BlurPool2d):
-        def __init__(self, **options):
-            super().__init__(pad_mode="constant", **options)
-
-    anti_aliasing = {"": None, "avg": torch.nn.AvgPool2d, "blur": BlurPool2d, "blurpc": BlurPoolConstant}
-    options = dataclasses.asdict(model.arch)
-    options["aa_layer"] = anti_aliasing[options["aa_layer"]]
-    block_args = {"scale": options.pop("scale"), "attn_layer": get_attn(options.pop("attn_layer") or None)}
-    counts = {"num_classes": model.num_classes, "in_chans": model.in_chans}
-    twin = timm.create_model("res2net50_26w_4s", block_args=block_args, **counts, **options)
-    weights = {key: torch.tensor(to_numpy(value), dtype=torch.float32) for key, value in state_dict(model).items()}
-    twin.load_state_dict(weights, strict=True)
-    stages = [getattr(twin, f"layer{i + 1}") for i in range(len(model.arch.layers))]
-    if len(stages) != 4:  # timm's forward runs four, however many there are
-        for i in range(4):
-            stage = stages[i : i + 1] if i < 3 else stages[i:]
-            setattr(twin, f"layer{i + 1}", torch.nn.Sequential(*stage))
-    return twin
 
 
 @contextlib.contextmanager

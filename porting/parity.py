@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from porting.convert import load_state_dict, to_numpy
+from porting.twin import twin
+from res2net_jax.arch import override
 from res2net_jax.files import versions
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import get_variant
@@ -18,17 +20,23 @@ SLACK = 5  # two roundings of one computation may be this much further apart tha
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "logits")
 
 
-def certify(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def certify(name: str, state_dict: Mapping[str, np.ndarray], **arch) -> dict[str, Any]:
     """Runs ``state_dict`` in both models and reports how far they are apart.
 
     The images are normal noise from a fixed seed, two at the size of the published accuracies and two
     at an odd, oblong one. Compared are the stem, the four stages and the logits, in float64 (the proof:
     rounding is too small to hide a mistake) and in float32. Everything runs on the CPU.
 
+    Args:
+        name: The variant.
+        state_dict: Its weights, under torch's keys.
+        **arch: Fields of :class:`res2net_jax.Arch` in which the model differs from the variant.
+
     Returns:
         A JSON certificate. ``error[dtype][size][stage]`` is the largest difference, relative to
         timm's largest value there, and ``rounding[size][stage]`` how far timm's own float32 is from its
-        float64. Without torch or timm it is ``certified: False`` with the reason.
+        float64. Without torch or timm it is ``certified: False`` with the reason, and so of a model without
+        four stages, for which timm has no counterpart.
 
     Raises:
         ValueError: The models differ by more than ``TOLERANCE``, in float32 also by more than
@@ -40,21 +48,28 @@ def certify(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     except ImportError as error:
         return {"certified": False, "reason": f"timm or torch is missing ({error}): pip install 'res2net_jax[port]'"}
 
+    variant = get_variant(name)
+    options = {"arch": override(variant.arch, **arch), "name": name}
+    if len(options["arch"].layers) != 4:
+        return {"certified": False, "reason": "timm's models have four stages"}
     state_dict = {key: to_numpy(value).astype(np.float32) for key, value in state_dict.items()}
-    num_classes = state_dict["fc.weight"].shape[0] if "fc.weight" in state_dict else 0
-    in_chans = _in_chans(name, state_dict)
-    reference = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
+    counts = {
+        "num_classes": state_dict["fc.weight"].shape[0] if "fc.weight" in state_dict else 0,
+        "in_chans": state_dict["conv1.0.weight" if options["arch"].stem_type else "conv1.weight"].shape[1],
+    }
+    if options["arch"] == variant.arch:  # timm's own definition of the name is the reference
+        reference = timm.create_model(name, **counts)
+    else:
+        reference = twin(options["arch"], **counts)
     reference.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in state_dict.items()}, strict=True)
     reference.eval()
 
-    sizes = {f"{height}x{width}": _images(height, width, in_chans) for height, width in SIZES}
+    sizes = {f"{height}x{width}": _images(height, width, counts["in_chans"]) for height, width in SIZES}
     theirs, error = {}, {}
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.enable_x64(True), jax.default_device(cpu):
         for dtype in TOLERANCE:
-            model = Res2Net(
-                get_variant(name).arch, num_classes=num_classes, in_chans=in_chans, param_dtype=dtype, name=name
-            )
+            model = Res2Net(**options, **counts, param_dtype=dtype)
             load_state_dict(model, state_dict).eval()
             reference.to(getattr(torch, dtype))
             theirs[dtype] = {size: _torch_stages(reference, images.astype(dtype)) for size, images in sizes.items()}
@@ -105,13 +120,9 @@ def _torch_stages(reference, images):
     with torch.inference_mode():
         features, intermediates = reference.forward_intermediates(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
         logits = reference.forward_head(features)
-    return [*(stage.numpy().transpose(0, 2, 3, 1) for stage in intermediates), logits.numpy()]
+    outputs = [stage.numpy() for stage in (*intermediates, logits)]  # without a pool the last is a map too
+    return [value.transpose(0, 2, 3, 1) if value.ndim == 4 else value for value in outputs]
 
 
 def _images(height, width, in_chans):
     return np.random.default_rng(0).standard_normal((2, height, width, in_chans))
-
-
-def _in_chans(name, state_dict):
-    first = "conv1.0.weight" if get_variant(name).arch.stem_type else "conv1.weight"
-    return state_dict[first].shape[1]

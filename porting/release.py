@@ -11,6 +11,7 @@ from porting.convert import load_state_dict, state_dict
 from porting.parity import certify
 from porting.sources import Release, fetch, read_file
 from res2net_jax import checkpoint, files
+from res2net_jax.arch import EXPANSION, Arch, changes, override
 from res2net_jax.hub import cache_folder
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Variant, get_variant
@@ -25,6 +26,7 @@ def port(
     check_hash: bool = True,
     overwrite: bool = False,
     cache_dir: str | os.PathLike | None = None,
+    **arch,
 ) -> Path:
     """Ports the PyTorch weights of ``name`` to an Orbax checkpoint.
 
@@ -37,6 +39,8 @@ def port(
         check_hash: Compare the file's SHA-256 with the prefix in its name.
         overwrite: Replace a checkpoint at ``output``.
         cache_dir: As in :func:`res2net_jax.load`.
+        **arch: Fields of :class:`res2net_jax.Arch` in which the weights' model differs from the variant, e.g.
+            ``attn_layer="se"``. A classifier over twice the features shows that ``global_pool`` is ``"catavgmax"``.
 
     Returns:
         The folder.
@@ -51,17 +55,20 @@ def port(
     if output is not None and not checkpoint.is_free(Path(output).expanduser()) and not overwrite:
         raise FileExistsError(f"{output} exists; pass overwrite=True (--force) to replace it")
 
+    asked = override(variant.arch, **arch)
     release = _fetch(variant, source, check_hash, cache_dir)
     arrays = read_file(release.path)
-    model = load_state_dict(_model_for(variant, arrays), arrays)
+    if _is_of_catavgmax(asked, arrays) and "global_pool" not in arch:
+        asked = override(asked, global_pool="catavgmax")
+    model = load_state_dict(_model_for(name, asked, arrays), arrays)
     if verify:
-        certificate = certify(name, state_dict(model))
+        certificate = certify(name, state_dict(model), **changes(model.arch, variant.arch))
     else:
         certificate = {"certified": False, "reason": f"ported without a check; python -m porting {name} makes one"}
     record = {"origin": release.origin, "file": release.path.name, "sha256": release.sha256, "bytes": release.size}
     if output is not None:
         return checkpoint.save(model, output, overwrite=overwrite, source=record, certificate=certificate)
-    folder = cache_folder(name, source, cache_dir)
+    folder = cache_folder(name, source, cache_dir, arch)
     with files.lock(folder):
         if folder.exists() and not checkpoint.is_checkpoint(folder):
             shutil.rmtree(folder)  # the cache is ours: what is no checkpoint there is a damaged one
@@ -86,15 +93,20 @@ def _fetch(variant: Variant, source, check_hash, cache_dir) -> Release:
     )
 
 
-def _model_for(variant: Variant, arrays: dict[str, np.ndarray]) -> Res2Net:
+def _is_of_catavgmax(arch: Arch, arrays: dict[str, np.ndarray]) -> bool:
+    head = arrays.get("fc.weight")
+    return head is not None and head.ndim == 2 and head.shape[1] == 2 * arch.channels[-1] * EXPANSION
+
+
+def _model_for(name: str, arch: Arch, arrays: dict[str, np.ndarray]) -> Res2Net:
     """An abstract model with as many classes and channels as the weights have."""
     options = {}
     head = arrays.get("fc.weight")
-    first = arrays.get("conv1.0.weight" if variant.arch.stem_type else "conv1.weight")
+    first = arrays.get("conv1.0.weight" if arch.stem_type else "conv1.weight")
     if head is not None and head.ndim == 2:
         options["num_classes"] = head.shape[0]
     elif not any(key.startswith("fc.") for key in arrays):
         options["num_classes"] = 0
     if first is not None and first.ndim == 4:
         options["in_chans"] = first.shape[1]
-    return Res2Net(variant.arch, name=variant.name, **options)
+    return Res2Net(arch, name=name, **options)

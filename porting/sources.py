@@ -73,7 +73,9 @@ def fetch(source: str | os.PathLike, *, check_hash: bool = True, cache_dir: str 
         path = download.from_hub(repo, revision)
         return Release(path, f"hf://{repo}" + (f"@{revision}" if revision else ""), hashing.sha256(path))
     if path.is_dir():
-        raise ValueError(f"{text} is a folder; expected a .pth or .safetensors file, a URL, or a hub id")
+        inside = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        hint = f"there is {inside[0]} in it" if inside else "expected a .pth or .safetensors file, a URL, or a hub id"
+        raise ValueError(f"{text} is a folder; {hint}")
     raise FileNotFoundError(f"there is no file {text}; expected a .pth or .safetensors file, a URL, or a hub id")
 
 

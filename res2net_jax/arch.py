@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from res2net_jax.activations import ACTIVATIONS
 
@@ -14,6 +14,13 @@ _STEMS = ("", "deep", "deep_tiered")
 _ATTENTION = ("", "se", "eca")
 _ANTI_ALIASING = ("", "avg", "blur", "blurpc")
 _GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax", "")
+# What a user of timm may ask for, and what to do instead.
+_OF_TIMM = {
+    "pretrained": "load gives trained weights, create fresh ones",
+    "checkpoint_path": "load(name, source=FILE) takes the weights of a file",
+    "block_args": "its scale and attn_layer are options of their own: scale=6",
+    "norm_layer": "its norms are BatchNorm",
+}
 # timm's ResNet takes these and its Res2Net blocks ignore them.
 _IGNORED_BY_TIMM = ("block_reduce_first", "reduce_first")
 
@@ -170,10 +177,14 @@ def override(arch: Arch, **options) -> Arch:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(known)}"
-            if option == "pretrained":  # of timm
-                hint = "load gives trained weights, create fresh ones"
-            raise ValueError(f"a Res2Net has no option {option!r}; {hint}")
+            raise ValueError(f"a Res2Net has no option {option!r}; {_OF_TIMM.get(option, hint)}")
     return dataclasses.replace(arch, **options)
+
+
+def changes(arch: Arch, usual: Arch) -> dict[str, Any]:
+    """The fields of ``arch`` that differ from ``usual``."""
+    values = {field.name: getattr(arch, field.name) for field in dataclasses.fields(Arch)}
+    return {field: value for field, value in values.items() if value != getattr(usual, field)}
 
 
 def natural(name: str, value: int, *, least: int = 0) -> int:

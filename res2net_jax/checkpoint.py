@@ -27,6 +27,7 @@ from res2net_jax.files import (
     lock,
     remove_leftovers,
     remove_tree,
+    require_local,
     versions,
     writing,
 )
@@ -77,6 +78,7 @@ def save(
         raise ValueError("this model was cut to a backbone; keep nnx.state(model) with Orbax, or save the whole one")
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in arrays(model).values()):
         raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
+    require_local(folder)
     folder = Path(folder).expanduser().absolute()
     metadata = describe(model, source=source, certificate=certificate)
     if jax.process_count() > 1:  # Orbax renames when all have written
@@ -219,6 +221,7 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
 
 def locate(folder: str | os.PathLike) -> Path:
     """``folder`` if it is a checkpoint, else the newest numbered one in it, or in the ``checkpoints`` of a run."""
+    require_local(folder)
     folder = Path(folder).expanduser().absolute()
     if is_checkpoint(folder):
         return folder

@@ -39,3 +39,7 @@ class FeaturePyramid(nnx.Module):
 
     def eval(self) -> "FeaturePyramid":
         return self.train(False)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As of :class:`Res2Net`."""
+        self.backbone.set_grad_checkpointing(enable)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib.metadata
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -19,6 +20,14 @@ def cache_home(cache_dir: str | os.PathLike | None = None) -> Path:
 
     home = cache_dir or os.environ.get("RES2NET_JAX_HOME") or platformdirs.user_cache_dir("res2net_jax")
     return Path(home).expanduser().absolute()
+
+
+def require_local(path: str | os.PathLike) -> None:
+    """ValueError for an address, such as ``gs://bucket/folder``, which would become a folder named ``gs:``."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(
+            f"{os.fspath(path)} is not on a file system; mount it there (gs:// with gcsfuse), or name a path"
+        )
 
 
 @contextlib.contextmanager
@@ -104,6 +113,7 @@ def replacing(file: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside ``file``, which becomes ``file`` when the block has ended well; else nothing is left.
 
     Raises:
+        ValueError: ``file`` is an address.
         FileExistsError: ``file`` exists and ``overwrite`` is False, or it is a folder or a device.
         OSError: No permission, no space.
     """
@@ -132,6 +142,7 @@ def new_file(file: Path, *, overwrite: bool = False, binary: bool = False) -> It
 
 def check_new(file: Path, overwrite: bool = False) -> None:
     """Raises what :func:`replacing` raises for a file that exists, before any work is done."""
+    require_local(file)
     if file.exists() and not file.is_file() or file.parent == Path("/dev"):
         raise FileExistsError(f"{file} is a folder or a device; name a file to write")
     if file.exists() and not overwrite:

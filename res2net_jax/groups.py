@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from flax import nnx
 
-from res2net_jax.init import variables
+from res2net_jax.init import require_model, variables
 from res2net_jax.model import Res2Net
 
 
 def layer_depths(model: Res2Net, *, coarse: bool = False) -> dict[str, int]:
     """The depth of each parameter: the stem 0, then block by block (``coarse``: stage by stage) to the classifier."""
+    require_model(model)
     parameters = [path for path, leaf in variables(model).items() if isinstance(leaf, nnx.Param)]
     return depths(parameters, model.group_matcher(coarse))
 

@@ -2,17 +2,19 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from res2net_jax import checkpoint, files
-from res2net_jax.arch import override
+from res2net_jax.arch import changes, override
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import initialize
 from res2net_jax.model import Res2Net
@@ -96,7 +98,8 @@ def load(
         sharding: Where the arrays go, e.g. ``NamedSharding(mesh, PartitionSpec())``; default: the first device.
         features_only: Make it a :class:`FeaturePyramid`: a list of maps instead of logits.
         out_indices: Which maps; by default all five.
-        **arch: Fields of :class:`Arch` to change, e.g. ``output_stride=8``; the weights must still fit.
+        **arch: Fields of :class:`Arch` to change, e.g. ``output_stride=8``; the weights must still fit. With
+            ``source`` also those in which its model differs, e.g. ``attn_layer="se"``.
 
     Raises:
         ValueError: No such model; or weights that are damaged, unsafe, of another model, or not as published.
@@ -114,11 +117,15 @@ def load(
     if is_folder(name_or_folder):
         if source is not None:
             raise ValueError(f"{name_or_folder} is a checkpoint folder; source= goes with a model name")
+        _require_no_hub_id(name_or_folder)
         model = checkpoint.load(local_folder(name_or_folder, cache_dir), **options)
     else:
         variant = get_variant(name_or_folder)
-        override(variant.arch, **arch)  # a mistake in the options shows before anything is downloaded
-        folder = cached(variant.name, source=source, cache_dir=cache_dir, check_hash=check_hash)
+        asked = override(variant.arch, **arch)  # a mistake in the options shows before anything is downloaded
+        # The release is of the plain model, a file may be of the one asked for. Its pool shows in its classifier.
+        theirs = {} if source is None else changes(asked, variant.arch)
+        theirs.pop("global_pool", None)
+        folder = cached(variant.name, source=source, cache_dir=cache_dir, check_hash=check_hash, **theirs)
         model = checkpoint.load(folder, **options)
     return _as_asked(model, features_only, out_indices)
 
@@ -131,29 +138,29 @@ def _as_asked(model, features_only, out_indices):
     return model
 
 
-def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True) -> Path:
-    """The folder of ``name``'s checkpoint in the cache, ported now if it is not there yet."""
-    folder = cache_folder(name, source, cache_dir)
+def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True, **arch) -> Path:
+    """The folder of ``name``'s checkpoint in the cache, ported now if it is not there yet; ``arch`` as in ``port``."""
+    folder = cache_folder(name, source, cache_dir, arch)
     # A writer that was killed after the checkpoint had got its name left its temporary folder.
     to_clear = files.has_leftovers(folder) and os.access(folder.parent, os.W_OK)
     if checkpoint.is_checkpoint(folder) and not to_clear:
         return folder
     if jax.process_count() > 1:
-        _cached_by_a_child(name, source, cache_dir, check_hash)
+        _cached_by_a_child(name, source, cache_dir, check_hash, arch)
         return folder
     import porting
 
     with files.lock(folder):
         files.remove_leftovers(folder)
         if not checkpoint.is_checkpoint(folder):
-            porting.port(name, source, verify=False, check_hash=check_hash, cache_dir=cache_dir)
+            porting.port(name, source, verify=False, check_hash=check_hash, cache_dir=cache_dir, **arch)
     return folder
 
 
-def _cached_by_a_child(name, source, cache_dir, check_hash):
+def _cached_by_a_child(name, source, cache_dir, check_hash, arch):
     """Orbax writes in all processes of a job or in none; whether this one must write depends on its own disk."""
     options = {"source": source, "cache_dir": cache_dir}
-    options = {key: None if value is None else os.fspath(value) for key, value in options.items()}
+    options = {key: None if value is None else os.fspath(value) for key, value in options.items()} | arch
     code = (
         "import sys; from res2net_jax import hub\n"
         f"try: hub.cached({name!r}, check_hash={check_hash!r}, **{options!r})\n"
@@ -166,21 +173,23 @@ def _cached_by_a_child(name, source, cache_dir, check_hash):
         raise OSError(child.stderr.strip())
 
 
-def cache_folder(name: str, source=None, cache_dir=None) -> Path:
-    """Where the cache keeps ``name``; another source than the release has a folder of its own."""
-    return files.cache_home(cache_dir) / "models" / cache_key(name, source)
+def cache_folder(name: str, source=None, cache_dir=None, arch: Mapping[str, Any] | None = None) -> Path:
+    """Where the cache keeps ``name``; another source than the release, or architecture, has a folder of its own."""
+    return files.cache_home(cache_dir) / "models" / cache_key(name, source, arch)
 
 
-def cache_key(name: str, source: str | os.PathLike | None = None) -> str:
-    """``name``; for another source than the release with a hash, a file's of its content."""
-    if source is None:
+def cache_key(name: str, source: str | os.PathLike | None = None, arch: Mapping[str, Any] | None = None) -> str:
+    """``name``; for another source than the release with a hash, a file's of its content, and of ``arch``."""
+    if source is None and not arch:
         return name
-    path = Path(source).expanduser()
+    path = Path(source or "").expanduser()
     if path.is_file():
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256")
     else:
         digest = hashlib.sha256(str(source).encode())
+    if arch:
+        digest.update(repr(sorted(arch.items())).encode())
     return f"{name}@{digest.hexdigest()[:12]}"
 
 
@@ -191,6 +200,16 @@ def local_folder(folder: str | os.PathLike, cache_dir: str | os.PathLike | None 
 
         return sharing.fetch(folder, cache_dir)
     return folder
+
+
+def _require_no_hub_id(folder):
+    """FileNotFoundError for what is no folder, but in timm an address."""
+    match = re.fullmatch(r"(?:hf[-_]hub:(?=[\w-]+/)|(?=timm/))([\w-]+/[\w.-]+)", os.fspath(folder))
+    if match and not Path(folder).exists():
+        raise FileNotFoundError(
+            f"there is no folder {folder}; of timm's weights on the hub the name comes first, "
+            f'load(NAME, source="{match[1]}"), and what push_to_hub wrote is load("hf://{match[1]}")'
+        )
 
 
 def is_folder(name_or_folder) -> bool:

@@ -21,7 +21,9 @@ def require_model(model: Res2Net) -> None:
     """TypeError for anything else, such as a pyramid."""
     if not isinstance(model, Res2Net):
         kind = type(model).__name__
-        hint = ", which was cut to a backbone; load it without features_only=True" if hasattr(model, "backbone") else ""
+        hint = ""
+        if hasattr(model, "backbone"):
+            hint = ", which was cut to a backbone; load it without features_only=True, or pass its .backbone"
         raise TypeError(f"expected a Res2Net; got a {kind}{hint}")
 
 

@@ -106,8 +106,8 @@ class Res2Net(nnx.Module):
         self,
         x: Float[Array, "b h w c"],
         indices: int | Sequence[int] | None = None,
-        stop_early: bool = False,
         *,
+        stop_early: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[Array, list[Array]]:
         """The last stage's output and the outputs at ``indices`` of ``feature_info``, in the network's order.
@@ -116,7 +116,7 @@ class Res2Net(nnx.Module):
             x: Normalised images.
             indices: A list picks outputs (0 is the stem before pooling, negative counts from the
                 end), a number takes the last n, None takes all.
-            stop_early: Compute no stage after the last one picked; its output comes first.
+            stop_early: Compute no stage after the last one picked; its output comes first, of the stem after pooling.
             key: As for a call of the model.
 
         Raises:
@@ -132,8 +132,6 @@ class Res2Net(nnx.Module):
         if 0 in wanted:
             x = self.over_batch(self._stem, x, values[0])
             outputs.append(x)
-            if stop_early and max(wanted) == 0:
-                return x, outputs
             x = run(self.maxpool, x)
         else:
             x = self.over_batch(lambda x: run(self.maxpool, self._stem(x)), x, values[0])
@@ -155,7 +153,7 @@ class Res2Net(nnx.Module):
     @property
     def num_features(self) -> int:
         """Channels of the last stage."""
-        return self.arch.channels[-1] * EXPANSION
+        return self.feature_info[-1]["num_chs"]
 
     @property
     def head_hidden_size(self) -> int:
@@ -166,13 +164,13 @@ class Res2Net(nnx.Module):
     def feature_info(self) -> list[dict]:
         """``num_chs``, ``reduction`` and ``module`` of the stem and of each stage, as timm's."""
         channels = [self.arch.stem_channels[-1], *(planes * EXPANSION for planes in self.arch.channels)]
-        modules = ["act1", *(f"layer{i + 1}" for i in range(len(self.arch.layers)))]
-        rows = zip(channels, self.arch.reductions, modules)
+        modules = ["act1", *(f"layer{i + 1}" for i in range(len(self.stages)))]
+        rows = zip(channels, self.arch.reductions, modules)  # of a backbone, as far as its stages go
         return [dict(zip(("num_chs", "reduction", "module"), row)) for row in rows]
 
     def feature_indices(self, indices: int | Sequence[int] | None = None) -> list[int]:
         """``indices`` as a sorted list of indices from 0; see :meth:`forward_intermediates`."""
-        count = len(self.arch.layers) + 1
+        count = len(self.stages) + 1
         if indices is None:
             return list(range(count))
         if isinstance(indices, Integral):

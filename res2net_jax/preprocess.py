@@ -42,7 +42,8 @@ def preprocess(
     """The evaluation transform of a model; equal to timm's, value for value.
 
     The shorter side is resized to ``size / crop_pct``, the centre cropped to ``size``, the values
-    scaled to [0, 1] and normalised.
+    scaled to [0, 1] and normalised. Of strips some 400 times as long as wide, which are resized in parts, a value may
+    be one grey level from timm's.
 
     Args:
         model: A model, which may have been trained on pictures of its own; the name of one; or a setting, which is
@@ -134,12 +135,12 @@ def resize_and_crop(image: Image.Image, setting: Preprocessing, size: int) -> Im
     """The central ``size`` x ``size`` pixels after the shorter side was resized to ``size / crop_pct``."""
     short = int(size / setting.crop_pct)
     width, height = image.size
-    # torchvision truncates the longer side and rounds the offset half to even.
+    # torchvision truncates the longer side, rounds the offset half to even, and pads what is smaller before it crops.
     if width <= height:
         width, height = short, int(short * height / width)
     else:
         width, height = int(short * width / height), short
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    left, top = (round((side - size) / 2) if side >= size else -((size - side) // 2) for side in (width, height))
     box = (left, top, left + size, top + size)
     if width * height > _MOST_PIXELS and min(box) >= 0:  # a strip; what is cropped in any case is not computed then
         across, down = image.width / width, image.height / height

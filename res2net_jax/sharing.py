@@ -1,7 +1,6 @@
 """Models on the Hugging Face hub: ``push_to_hub`` puts one there, ``load("hf://user/name@revision")`` takes it."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from res2net_jax import checkpoint, files, hub
-from res2net_jax.arch import Arch
+from res2net_jax.arch import Arch, changes
 from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
 from res2net_jax.model_card import model_card
@@ -180,10 +179,8 @@ def _write(model: Res2Net, metadata: dict[str, Any], folder: Path, address: str,
 
 def _timm_config(model: Res2Net) -> dict[str, Any] | None:
     """What timm makes the model of; None if it cannot."""
-    arch = dataclasses.asdict(model.arch)
-    usual = dataclasses.asdict(VARIANTS[model.name].arch if model.name in VARIANTS else Arch())
-    changed = {field: value for field, value in arch.items() if value != usual[field]}
-    if any(arch[field] for field in _NOT_FOR_TIMM) or len(model.arch.layers) != 4:
+    changed = changes(model.arch, VARIANTS[model.name].arch if model.name in VARIANTS else Arch())
+    if any(getattr(model.arch, field) for field in _NOT_FOR_TIMM) or len(model.arch.layers) != 4:
         return None
     if "scale" in changed:
         changed["block_args"] = {"scale": changed.pop("scale")}

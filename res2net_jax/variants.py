@@ -8,6 +8,7 @@ operations (``params``, ``macs``).
 import dataclasses
 import difflib
 import fnmatch
+from collections.abc import Sequence
 
 from res2net_jax.arch import Arch, natural
 
@@ -281,6 +282,7 @@ def get_variant(name: str) -> Variant:
     raise ValueError(f"no model is called {name!r}; {hint}")
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that match a shell wildcard, e.g. ``"*50*"``."""
-    return fnmatch.filter(VARIANTS, pattern)
+def list_models(pattern: str | Sequence[str] = "") -> list[str]:
+    """Names of the models that match a shell wildcard, e.g. ``"*50*"``, or one of several; by default all."""
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    return [name for name in VARIANTS if any(fnmatch.fnmatch(name, wanted or "*") for wanted in patterns)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # whose float32 products are of float32; GPUs and TPUs round the factors
 
 from hub_server import hub_server  # noqa: E402, F401
 from server import server  # noqa: E402, F401

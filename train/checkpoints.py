@@ -24,7 +24,7 @@ from res2net_jax.checkpoint import describe
 from res2net_jax.files import first_line, remove_tree
 from res2net_jax.model import Res2Net
 from train.config import Config, differences, to_json
-from train.devices import everywhere, largest, together
+from train.devices import everywhere, largest, of_the_first, together
 from train.report import say
 from train.step import State, fingerprint, from_items, to_items
 
@@ -73,7 +73,8 @@ class Checkpoints:
             ValueError: The checkpoints are of a run with another config, model or data, or all are damaged.
         """
         together(self._put_back)
-        steps = _steps(self.folder)
+        steps = of_the_first(_steps(self.folder))  # a file server may show another host an older listing
+        together(lambda: _wait_until_visible(self.folder, steps))
         _wait_for_all()  # or a slow process would not see what another one has set aside
         for number, step in enumerate(steps):
             metadata, problem = self._metadata(step)
@@ -286,6 +287,16 @@ def _steps(folder):
     """Numbers of the checkpoints in ``folder``, newest first."""
     children = folder.iterdir() if folder.is_dir() else []
     return sorted((int(child.name) for child in children if child.name.isdigit()), reverse=True)
+
+
+def _wait_until_visible(folder, steps, seconds=90):
+    """Until this host's view of a shared file system, which may be a minute old (NFS), has the checkpoints."""
+    for _ in range(seconds):
+        missing = {*steps} - {*_steps(folder)}
+        if not missing:
+            return
+        time.sleep(1)
+    raise OSError(f"process 0 sees checkpoint {max(missing)} in {folder}, but here it is not; are the disks shared?")
 
 
 def _unused(path):

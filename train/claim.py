@@ -1,6 +1,8 @@
 """A run's folder belongs to one run at a time."""
 
 import contextlib
+import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -8,12 +10,16 @@ from pathlib import Path
 
 import jax
 
+from res2net_jax.files import require_local
 from train.devices import everywhere, largest, together
 from train.report import COLUMNS, say
 from train.signals import StopRequest
 
 if sys.platform != "win32":
     import fcntl
+
+
+PATIENCE = 60  # seconds, after which the clients of a file server have looked anew (NFS: 3 to 60)
 
 
 @contextlib.contextmanager
@@ -33,7 +39,8 @@ def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) ->
         0, or the signal that came to one of the processes while it waited; the folder is then not theirs.
 
     Raises:
-        ValueError: Another run is at work there, or there are files of its names that are not of a run.
+        ValueError: Another run is at work there, there are files of its names that are not of a run, or the processes
+            do not share the folder.
         OSError: The folder cannot be made or written.
     """
     file = together(lambda: _open(folder) if jax.process_index() == 0 else None)
@@ -53,7 +60,8 @@ def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) ->
                 f"another run is at work in {folder}, for it holds {folder / '.lock'}; wait for it, or give another "
                 "--output"
             )
-        together(lambda: _require_ours(folder) if jax.process_index() == 0 else None)
+        together(lambda: _require_ours(folder) if file is not None else None)
+        _require_shared(folder, file)
         yield 0
     finally:
         if file is not None:
@@ -61,6 +69,7 @@ def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) ->
 
 
 def _open(folder):
+    require_local(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / ".lock").open("a")
 
@@ -73,6 +82,36 @@ def _require_ours(folder):
         file = folder / name
         if file.is_file() and not all(word.encode() in file.read_bytes() for word in known):
             raise ValueError(f"{file} is not of a run, and would be replaced; move it, or give another --output")
+
+
+def _require_shared(folder, file):
+    """ValueError, in all processes, unless all of them see ``folder``: they save into it together."""
+    if jax.process_count() == 1:
+        return
+    token = largest(secrets.randbelow(2**31) if file is not None else 0)
+
+    def write():
+        if file is not None:
+            file.truncate(0)
+            file.write(str(token))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def sees():
+        try:
+            return (folder / ".lock").read_text() == str(token)
+        except OSError:
+            return False
+
+    together(write)
+    for _ in range(PATIENCE):
+        if everywhere(sees()):
+            return
+        time.sleep(1)
+    raise ValueError(
+        f"--output {folder} is not the same folder for all {jax.process_count()} processes, which save into it "
+        "together; name one on a file system that all hosts share"
+    )
 
 
 def _taken(file):

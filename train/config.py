@@ -100,7 +100,8 @@ class Config:
     accumulate: int = 1
     """Parts a batch is cut into, to be computed one after the other: less memory. Each has its own batch statistics."""
     ema: float | None = None
-    """Decay of a running average of the weights (e.g. 0.9999). It is then what is evaluated, and what load() reads."""
+    """Decay of a running average of the weights, e.g. 0.9999 (at step n at most (1 + n) / (10 + n), so that it follows
+    faster at first). It is then what is evaluated, and what load() reads."""
 
     output: str = "runs/latest"
     """Folder of the checkpoints, metrics and curves. A run found there is resumed."""

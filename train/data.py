@@ -106,7 +106,9 @@ def train_batches(
         raise ValueError(f"interpolation must be {' or '.join(transforms.RESAMPLING)}; got {interpolation!r}")
     example = _TrainExample(dataset, size, seed, augment, interpolation, steps * batch_size * process_count)
     endless = 2**50 // batch_size * batch_size
-    return Batches(example, endless, batch_size, start, workers, process_index, process_count, example.describe)
+    share = process_index, process_count
+    values = size**2 * dataset.in_chans
+    return Batches(example, endless, batch_size, start, workers, *share, example.describe, example_bytes=values)
 
 
 def eval_batches(
@@ -139,7 +141,9 @@ def eval_batches(
     """
     steps = -(-len(dataset) // max(1, batch_size * process_count))
     length = steps * batch_size * process_count
-    return Batches(_EvalExample(dataset, preprocessing), length, batch_size, 0, workers, process_index, process_count)
+    example, share = _EvalExample(dataset, preprocessing), (process_index, process_count)
+    values = preprocessing.size**2 * dataset.in_chans
+    return Batches(example, length, batch_size, 0, workers, *share, example_bytes=values)
 
 
 def steps_per_epoch(dataset: Dataset, global_batch: int) -> int:

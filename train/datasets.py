@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from res2net_jax.picture_files import PICTURES
+from res2net_jax.picture_files import PICTURES, natural_key
 from train import imagenet_subsets
 from train.sources import Arrays, Files, Records, list_pictures
 
@@ -153,8 +153,7 @@ def _classes(root):
         raise ValueError(f"{root} has no sub-folders; expected one for each class, with its pictures inside")
     if broken := [name for name in names if name.encode(errors="ignore").decode() != name]:
         raise ValueError(f"{root} has folders whose names are not UTF-8: {_some([*map(ascii, broken)])}. Rename them")
-    # Numbered folders count as numbers (ImageNet-V2's archive): 10 comes after 9.
-    return sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None)
+    return sorted(names, key=natural_key)  # timm's order
 
 
 def _labels(classes):

@@ -1,5 +1,7 @@
 """The devices of a job: joining its processes, and the mesh over all of them."""
 
+import contextlib
+import importlib.util
 import os
 import re
 import reprlib
@@ -26,7 +28,7 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
         process_id: With ``coordinator``, which of them this is.
 
     Raises:
-        ValueError: Some of the three are given and some are not, or the address is none.
+        ValueError: Some of the three are given and some are not, the address is none, or the cluster does not say it.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
@@ -36,16 +38,40 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
             raise ValueError(f"--coordinator is HOST:PORT, such as 10.0.0.1:1234; got {coordinator}")
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif _in_a_cluster(os.environ):
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:  # Open MPI 5, say
+            raise ValueError(
+                f"this is one of several processes, but where process 0 is JAX cannot tell ({error}); give "
+                "--coordinator, --num-processes and --process-id"
+            ) from error
+    elif _may_be_a_tpu_vm(os.environ):
+        # Its metadata server says who takes part, not the environment. Where there is none, this process is alone.
+        with contextlib.suppress(ValueError, RuntimeError):
+            jax.distributed.initialize()
     else:
         return
-    if _alone_on_its_host(os.environ):  # JAX would then take one GPU, the one of this task's number on the host
+    # JAX would take one GPU, the one of this task's number on the host.
+    if _alone_on_its_host(os.environ) or _sees_one_gpu(os.environ):
         for platform in ("cuda", "rocm"):
             jax.config.update(f"jax_{platform}_visible_devices", "all")
+    if jax.process_count() > 1 and jax.default_backend() == "gpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # Each process tries out its part of XLA's choices and waits for the others' parts, up to a day. One that finds
+        # its program in the cache tries nothing; and JAX writes the cache in process 0 alone.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def data_mesh() -> Mesh:
-    """All devices along one axis, ``data``, in the order of their processes."""
+    """All devices along one axis, ``data``, in the order of their processes.
+
+    Raises:
+        ValueError: There are several processes, but they have not been connected, so that nothing could be saved.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(
+            f"there are {jax.process_count()} processes, but jax.distributed knows of none; give --coordinator, "
+            "--num-processes and --process-id"
+        )
     # jax.make_mesh may reorder them; here process p must hold the p-th share of a batch.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
@@ -59,6 +85,16 @@ def everywhere(ok: bool) -> bool:
 def largest(number: int) -> int:
     """The largest ``number`` of all processes; all of them ask together."""
     return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).max())
+
+
+def of_the_first(numbers: list[int]) -> list[int]:
+    """The ``numbers``, below 2**31, of process 0, which may be others and more or fewer than here."""
+    if jax.process_count() == 1:
+        return numbers
+    mine = numbers if jax.process_index() == 0 else []
+    padded = np.zeros(largest(len(mine)), np.int32)
+    padded[: len(mine)] = mine
+    return multihost_utils.broadcast_one_to_all(padded).tolist()
 
 
 def together(action: Callable[[], T]) -> T:
@@ -117,8 +153,18 @@ def _alone_on_its_host(environment):
     return re.fullmatch(r"1(\(x\d+\))?", on_host) is not None and "JAX_LOCAL_DEVICE_IDS" not in environment
 
 
+def _sees_one_gpu(environment):
+    """Whether the launcher has given this process a GPU of its own (``srun --gpus-per-task=1``)."""
+    seen = [environment.get(name) for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")]
+    return any(gpus and "," not in gpus for gpus in seen) and "JAX_LOCAL_DEVICE_IDS" not in environment
+
+
+def _may_be_a_tpu_vm(environment):
+    return importlib.util.find_spec("libtpu") is not None and "tpu" in (environment.get("JAX_PLATFORMS") or "tpu")
+
+
 def _in_a_cluster(environment):
     """Whether more than one process takes part, by the variables that jax.distributed reads as well."""
-    tasks = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # Slurm's SLURM_NTASKS is also that of an idle allocation
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return len(hosts) > 1 or any(int(environment.get(name) or 1) > 1 for name in tasks)

@@ -24,7 +24,7 @@ def make_optimizer(config: Config, model: Res2Net) -> optax.GradientTransformati
     """
     chain = []
     if config.clip_norm is not None:
-        chain.append(optax.clip_by_global_norm(config.clip_norm))
+        chain.append(_clip(config.clip_norm))
     if config.weight_decay:
         mask = None if config.decay_all else lambda params: {path: p.ndim > 1 for path, p in params.items()}
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
@@ -49,6 +49,15 @@ def learning_rate(config: Config, step: jax.Array | int, steps_per_epoch: int) -
     else:
         lr = config.peak_lr * 0.5 * (1 + jnp.cos(jnp.minimum((step - warmup) / (total - warmup), 1) * math.pi))
     return jnp.where(step < warmup, config.peak_lr * (step + 1) / max(warmup, 1), lr)
+
+
+def _clip(most):
+    def update(updates, state, params=None):
+        # As torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm; optax.clip_by_global_norm does not.
+        factor = jnp.minimum(1, most / (optax.global_norm(updates) + 1e-6))
+        return jax.tree.map(lambda u: u * factor, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _scale_by(factors):

@@ -38,6 +38,7 @@ class Batches(grain.DatasetIterator):
         process_index: Which of the processes that share each global batch this is.
         process_count: How many they are.
         describe: What to say of an unreadable example.
+        example_bytes: Size of an example, to see whether there is enough shared memory.
 
     Attributes:
         replaced: Unreadable examples that this process has replaced so far.
@@ -53,6 +54,7 @@ class Batches(grain.DatasetIterator):
         process_index: int,
         process_count: int,
         describe: Callable[[int], str] = str,
+        example_bytes: int = 0,
     ):
         super().__init__()
         self._running = []
@@ -67,6 +69,7 @@ class Batches(grain.DatasetIterator):
         self._all = grain.MapDataset.range(length).map(example).batch(batch_size)
         self._process = process_index, process_count
         self._workers = workers
+        self._batch_bytes = batch_size * example_bytes
         self._step = step
         self._describe = describe
         self._described = set()
@@ -80,7 +83,9 @@ class Batches(grain.DatasetIterator):
         try:
             batch = self._running[0].next()
         except RuntimeError as error:  # Grain's, of a worker that is gone
-            raise OSError(f"a process that decodes pictures ended, perhaps for want of memory ({error})") from error
+            raise OSError(
+                f"a process that decodes pictures ended, perhaps for want of memory, or of room in /dev/shm ({error})"
+            ) from error
         if batch is None:
             raise StopIteration
         self._step += 1
@@ -93,7 +98,9 @@ class Batches(grain.DatasetIterator):
         """Starts decoding ahead, so that the first batch is there when it is asked for."""
         self._assert_not_closed()
         if not self._running:
-            self._running.append(_Feeder(_pipeline(self._all, self._step, self._workers, *self._process)))
+            self._running.append(
+                _Feeder(_pipeline(self._all, self._step, self._workers, *self._process, self._batch_bytes))
+            )
 
     def get_state(self) -> dict[str, int]:
         return {"step": self._step, "replaced": self.replaced}
@@ -149,7 +156,7 @@ def _block_signals():
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
-def _pipeline(batches, step, workers, process_index, process_count):
+def _pipeline(batches, step, workers, process_index, process_count, batch_bytes):
     """From batch ``step`` on, this process's share. Each worker makes whole batches, so their number is free."""
     mine = batches[step * process_count + process_index :: process_count]
     workers = min(workers, len(mine))
@@ -160,8 +167,9 @@ def _pipeline(batches, step, workers, process_index, process_count):
         flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers, and fails on unparsed ones
     serial = mine.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     # Shared memory where there is plenty (a container may have 64 MB, and then a write to it kills the
-    # worker); else, and for what is small, a pipe.
-    roomy = sys.platform != "linux" or shutil.disk_usage("/dev/shm").free >= _MIN_SHARED_MEMORY
+    # worker); else, and for what is small, a pipe. A worker has 4.5 batches there, and an evaluation has its own.
+    needed = max(_MIN_SHARED_MEMORY, 10 * workers * batch_bytes)
+    roomy = sys.platform != "linux" or shutil.disk_usage("/dev/shm").free >= needed
     options = grain.experimental.DatasetOptions(min_shm_size=2**16 if roomy else sys.maxsize)
     return grain.experimental.WithOptionsIterDataset(serial, options).mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), worker_init_fn=_start_worker

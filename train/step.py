@@ -131,7 +131,9 @@ def make_eval_step(
 
     def eval_step(weights: dict, batch: dict, sums: dict) -> tuple[dict, dict]:
         dtype = _dtype(config)
-        logits, _ = forward(weights, {}, augment.normalise(batch["image"], mean, std, dtype))
+        # Whole products, as train.evaluate's: of float32 GPUs and TPUs would round the factors.
+        with jax.default_matmul_precision("highest"):
+            logits, _ = forward(weights, {}, augment.normalise(batch["image"], mean, std, dtype))
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         counts = metrics.count(logits, batch["label"], batch["mask"], class_subset)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))

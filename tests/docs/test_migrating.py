@@ -132,9 +132,8 @@ def assert_same(theirs, ours, their_images, our_images):
 
 def test_options_of_the_architecture_are_all_named():
     text = PAGE.split("## Options of the architecture")[1].split("##")[0]
-    assert set(re.findall(r"`(\w+)`", text)) - {"create", "load", "block_args", "block_reduce_first"} == {
-        field.name for field in dataclasses.fields(res2net_jax.Arch)
-    }
+    others = {"create", "load", "block_args", "block_reduce_first", "fast", "prelu"}
+    assert set(re.findall(r"`(\w+)`", text)) - others == {field.name for field in dataclasses.fields(res2net_jax.Arch)}
 
 
 def test_switches_of_the_trainer_exist(capsys):

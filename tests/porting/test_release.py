@@ -77,6 +77,32 @@ def test_without_a_classifier(timm_model, tmp_path):
     assert res2net_jax.load(folder).num_classes == 0
 
 
+def test_another_architecture_is_certified_too(tmp_path):
+    arch = {"attn_layer": "se", "stem_type": "deep", "stem_width": 32, "aa_layer": "blur", "global_pool": "catavgmax"}
+    model = res2net_jax.create(NAME, num_classes=5, **arch)
+    file = export(res2net_jax.save(model, tmp_path / "mine"), tmp_path / "mine.safetensors")
+    del arch["global_pool"]  # its classifier shows it
+    folder = porting.port(NAME, file, tmp_path / "m", **arch)
+    assert checkpoint.read_metadata(folder)["certificate"]["certified"]
+    again = res2net_jax.load(folder)
+    assert again.arch == model.arch
+    assert np.array_equal(again.fc.kernel[...], model.fc.kernel[...])
+
+
+def test_without_a_pool_the_last_maps_are_compared(timm_model):
+    weights = {key: value.numpy() for key, value in timm_model(NAME, num_classes=0).state_dict().items()}
+    weights = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
+    assert certify(NAME, weights, global_pool="")["certified"]
+
+
+def test_timm_has_no_model_of_two_stages(tmp_path):
+    shape = {"layers": (1, 1), "channels": (16, 32)}
+    file = export(res2net_jax.save(res2net_jax.create(NAME, **shape), tmp_path / "mine"), tmp_path / "mine.safetensors")
+    folder = porting.port(NAME, file, tmp_path / "m", **shape)
+    certificate = checkpoint.read_metadata(folder)["certificate"]
+    assert certificate == {"certified": False, "reason": "timm's models have four stages"}
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_timm_loads_the_exported_file_strictly(checkpoint_folder, weights, timm_model, tmp_path, suffix):
     import timm

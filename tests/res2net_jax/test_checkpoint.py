@@ -186,6 +186,16 @@ def test_what_cannot_be_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_bucket_is_no_folder(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for act in (lambda: res2net_jax.save(model, "gs://bucket/m"), lambda: res2net_jax.load("gs://bucket/m")):
+        with pytest.raises(ValueError, match="gs://bucket/m is not on a file system; mount it"):
+            act()
+    with pytest.raises(ValueError, match="is not on a file system"):
+        res2net_jax.export(model, "s3://bucket/m.stablehlo")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_leaves_nothing(tmp_path):
     """A limit on the size of files stands for the disk: the writes fail in the same places."""
     program = f"""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-import porting.onnx
+import porting.twin
 import res2net_jax
 from res2net_jax import feature_file
 from res2net_jax.decoding import decoded
@@ -58,7 +58,7 @@ def test_a_model_that_does_not_pool_has_features_of_the_mean():
 def test_features_equal_timm(stage, pool, x64):
     options = SMALL | {"global_pool": "avgmax", "param_dtype": "float64"}
     model = res2net_jax.create("res2net50_26w_4s", **options).eval()
-    reference = porting.onnx.timm_model(model).double().eval()
+    reference = porting.twin.timm_model(model).double().eval()
     porting.load_state_dict(model, reference.state_dict())  # rounded to float32 on the way
     x = np.random.default_rng(0).standard_normal((2, 33, 40, 3))
     with torch.inference_mode():

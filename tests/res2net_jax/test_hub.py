@@ -9,6 +9,8 @@ import textwrap
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 import porting
 import res2net_jax
@@ -69,6 +71,23 @@ def test_an_explicit_source_does_not_take_the_release_s_place(safetensors_file, 
     assert hub.cache_key(NAME, other) == hub.cache_key(NAME, safetensors_file)  # by content, not by path
 
 
+def test_a_file_of_another_architecture(timm_model, tmp_path, monkeypatch):
+    theirs = timm_model(NAME, num_classes=5, global_pool="catavgmax", down_kernel_size=3)
+    file = tmp_path / "mine.safetensors"
+    save_file({key: value.numpy() for key, value in theirs.state_dict().items()}, file)
+    options = {"source": file, "cache_dir": tmp_path, "down_kernel_size": 3}
+    x = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+    with torch.inference_mode():
+        expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    for asked in ({}, {"global_pool": "catavgmax"}, {"global_pool": "catavgmax", "num_classes": 5}):
+        model = res2net_jax.load(NAME, **options, **asked)
+        np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert res2net_jax.load(NAME, **options, global_pool="max", num_classes=0).fc is None
+    assert len(list((tmp_path / "models").glob("res2net*"))) == 1, "ported once"
+    with pytest.raises(ValueError, match="wrong shape"):
+        res2net_jax.load(NAME, source=file, cache_dir=tmp_path)
+
+
 def test_what_is_asked_for_twice_or_is_nothing(checkpoint_folder, safetensors_file, tmp_path):
     with pytest.raises(ValueError, match="source= goes with a model name"):
         res2net_jax.load(checkpoint_folder, source=safetensors_file)
@@ -76,6 +95,9 @@ def test_what_is_asked_for_twice_or_is_nothing(checkpoint_folder, safetensors_fi
         res2net_jax.load(3)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         res2net_jax.load("./res2net50_26w_4s")
+    for address in ("hf-hub:timm/x.in1k", "hf_hub:timm/x.in1k", "timm/x.in1k"):
+        with pytest.raises(FileNotFoundError, match=r'load\(NAME, source="timm/x.in1k"\)'):
+            res2net_jax.load(address)
     blocked = tmp_path / "file"
     blocked.touch()
     with pytest.raises(PermissionError, match="RES2NET_JAX_HOME"):

@@ -13,6 +13,7 @@ import porting
 import res2net_jax
 from res2net_jax.activations import ACTIVATIONS
 from res2net_jax.drop import DropBlock, Dropout, DropPath
+from res2net_jax.groups import layer_scales
 
 SMALL = {"layers": (2, 1, 2, 2), "channels": (8, 16, 16, 24), "base_width": 32}
 DEEP = {"stem_type": "deep", "stem_width": 12}
@@ -187,6 +188,40 @@ def test_feature_pyramid_keeps_only_what_it_needs():
     assert {key.split(".")[0] for key in porting.state_dict(pyramid.backbone)} == {"conv1", "bn1", "layer1", "layer2"}
     assert pyramid.eval() is pyramid and pyramid.backbone.bn1.use_running_average
     assert [m.shape for m in pyramid(jnp.zeros((1, 64, 64, 3)))] == [(1, 32, 32, 64), (1, 8, 8, 64)]
+    backbone = pyramid.backbone
+    assert [info["module"] for info in backbone.feature_info] == ["act1", "layer1", "layer2"]
+    assert backbone(jnp.zeros((1, 64, 64, 3))).shape == (1, backbone.num_features) == (1, backbone.head_hidden_size)
+    with pytest.raises(ValueError, match="no feature 4; this model has 3"):
+        backbone.forward_intermediates(jnp.zeros((1, 64, 64, 3)), [4])
+    pyramid.set_grad_checkpointing()
+    assert backbone.grad_checkpointing
+    for function in (porting.state_dict, lambda model: layer_scales(model, 0.5)):
+        with pytest.raises(TypeError, match="got a FeaturePyramid, .* or pass its .backbone"):
+            function(pyramid)
+
+
+def test_stopping_at_the_stem_gives_what_timm_gives(x64):
+    reference, model, x = timm_twin({}), ours({}), noise(1, 32, 32, 3)
+    porting.load_state_dict(model, reference.state_dict())
+    with torch.no_grad():
+        expected, _ = reference.forward_intermediates(torch.tensor(x.transpose(0, 3, 1, 2)), [0], stop_early=True)
+    found, _ = model.forward_intermediates(jnp.asarray(x), [0], stop_early=True)
+    assert difference(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("pretrained", "load gives trained weights"),
+        ("checkpoint_path", r"load\(name, source=FILE\)"),
+        ("block_args", "scale and attn_layer are options of their own"),
+        ("norm_layer", "its norms are BatchNorm"),
+        ("scal", "did you mean scale"),
+    ],
+)
+def test_an_option_of_timm_that_is_another_here(option, hint):
+    with pytest.raises(ValueError, match=f"no option '{option}'; .*{hint}"):
+        res2net_jax.create("res2net50_26w_4s", **{option: 1})
 
 
 DROPS = {"drop_rate": 0.3, "drop_path_rate": 0.4, "drop_block_rate": 0.2}

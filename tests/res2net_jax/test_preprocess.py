@@ -63,6 +63,15 @@ def test_another_size(photos):
         preprocess("res2net50_26w_4s", size=0)
 
 
+@pytest.mark.parametrize("crop_pct", [1.0, 1.01, 1.02, 1.05, 2.0])
+def test_a_crop_that_is_larger_than_the_picture_equals_timm(crop_pct, photos):
+    setting = Preprocessing(size=225, crop_pct=crop_pct)
+    reference = timm.data.create_transform(input_size=(3, 225, 225), crop_pct=crop_pct, interpolation="bilinear")
+    for size in ((300, 400), (401, 300), (77, 77), (225, 226)):
+        image = Image.open(photos[0]).resize(size)
+        assert np.array_equal(preprocess(setting)(image), reference(image).numpy().transpose(1, 2, 0))
+
+
 def test_a_model_knows_how_its_pictures_are_prepared(photos):
     small = {"layers": (1,), "channels": (16,)}
     model = res2net_jax.create("res2net50_26w_4s", **small)

@@ -77,7 +77,8 @@ def test_multiply_adds_equal_torch_hooks_at_an_odd_size(name):
 def test_names():
     assert list_models() == list(VARIANTS) and len(VARIANTS) == 9
     assert list_models("*101*") == ["res2net101_26w_4s", "res2net101d"]
-    assert list_models("vgg*") == []
+    assert list_models("vgg*") == [] and list_models("") == list_models()
+    assert list_models(["*50d", "*101*"]) == ["res2net101_26w_4s", "res2net50d", "res2net101d"]
     with pytest.raises(ValueError, match="no model is called 'res2net50_14w8s'; did you mean res2net50_14w_8s"):
         res2net_jax.create("res2net50_14w8s")
     with pytest.raises(ValueError, match="known models: res2net50_26w_4s"):

@@ -15,7 +15,7 @@ import time
 import jax
 
 from res2net_jax import command_line
-from train import checkpoints, imagenet, report
+from train import checkpoints, claim, imagenet, report
 
 
 def watched(log):
@@ -94,6 +94,25 @@ def fail(step):
             raise OSError("unplugged")
 
 
+def stale(see):
+    """With STALE="PROCESS STEP TIMES" this process does not see the checkpoint of this step so many times."""
+    looks = 0
+
+    def steps(folder):
+        nonlocal looks
+        process, hidden, times = map(int, os.environ["STALE"].split())
+        seen = see(folder)
+        if jax.process_index() != process or hidden not in seen:
+            return seen
+        looks += 1
+        if looks <= times:
+            return [step for step in seen if step != hidden]
+        print(f"process {process} looked {looks - 1} times in vain", flush=True)
+        return seen
+
+    return steps
+
+
 def limit_files(step):
     """From the first to the second step of FILE_LIMIT="BYTES FIRST SECOND" no file may grow beyond so many bytes."""
     if limit := os.environ.get("FILE_LIMIT"):
@@ -106,6 +125,9 @@ if __name__ == "__main__":
     watched(sys.argv.pop(1))
     if attempts := os.environ.get("SAVE_ATTEMPTS"):
         checkpoints.ATTEMPTS, checkpoints.PAUSE = int(attempts), 0.1
+    if "STALE" in os.environ:
+        checkpoints._steps = stale(checkpoints._steps)
+    claim.PATIENCE = int(os.environ.get("SHARE_ATTEMPTS", claim.PATIENCE))
     if "DRAW" not in os.environ:
         report.draw_curves = imagenet.draw_mistakes = lambda *_: None
     command_line.main(imagenet.command)

@@ -43,7 +43,7 @@ def test_digits_validation_is_the_test_split():
     assert open_dataset("digits", "validation").split == "test"
 
 
-def test_folder_classes_are_sorted_sub_folders(tmp_path):
+def test_folder_classes_are_sub_folders(tmp_path):
     make_folder(tmp_path, {"zèbre ☂": ["b.png", "a.JPG"], "a cat": ["deep/x.jpeg", "notes.txt"], ".git": ["x.png"]})
     dataset = open_dataset(f"folder:{tmp_path}", "train")
     assert dataset.class_names == ("a cat", "zèbre ☂") and dataset.num_classes == 2 and dataset.split == "all"
@@ -53,6 +53,15 @@ def test_folder_classes_are_sorted_sub_folders(tmp_path):
     assert examples[1]["image"] == (tmp_path / "zèbre ☂" / "a.JPG").read_bytes()
     again = pickle.loads(pickle.dumps(dataset))
     assert again.source[2] == dataset.source[2]
+
+
+def test_classes_of_a_folder_are_in_the_order_of_timm(tmp_path):
+    from timm.data.readers.reader_image_folder import find_images_and_targets
+
+    names = ("class1", "class2", "class10", "Class3", "03", "b", "B2", "10", "a 2 b", "a 10 b", "é", "_")
+    make_folder(tmp_path, {name: ["x.png"] for name in names})
+    _, theirs = find_images_and_targets(str(tmp_path))
+    assert open_dataset(f"folder:{tmp_path}", "train").class_names == tuple(sorted(theirs, key=theirs.get))
 
 
 def test_folder_with_splits(tmp_path):

@@ -1,17 +1,25 @@
 """Who takes part in a job, and in what order."""
 
+import os
+import re
+import subprocess
+import sys
+
 import jax
 import pytest
 
 from train import devices
+
+from .conftest import ROOT
 
 
 @pytest.mark.parametrize(
     "environment, together",
     [
         ({}, False),
-        ({"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_NTASKS": "4"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"SLURM_NTASKS": "8"}, False),  # in the script of sbatch --ntasks=8, without srun
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"OMPI_COMM_WORLD_SIZE": ""}, False),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
@@ -26,6 +34,35 @@ def test_clusters_are_recognised(environment, together, monkeypatch):
     assert calls == ([()] if together else [])
 
 
+def test_a_cluster_that_does_not_say_where_process_0_is():
+    # In a process of its own, where no backend has begun; the variables are those of Open MPI 5.
+    code = "from train import devices; devices.connect()"
+    environment = {**os.environ, "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert re.search(r"ValueError: .* where process 0 is JAX cannot tell \(.*\); give --coordinator", child.stderr)
+
+
+@pytest.mark.parametrize("platforms", [None, "cpu"])
+def test_where_a_tpu_may_be_jax_asks_who_takes_part(platforms, monkeypatch):
+    calls = []
+
+    def initialize():
+        calls.append(())
+        raise ValueError("coordinator_address should be defined.")  # as of a machine in no cluster
+
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(devices.os, "environ", {"JAX_PLATFORMS": platforms} if platforms else {})
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    devices.connect()
+    assert calls == ([] if platforms else [()])
+
+
+def test_several_processes_that_were_not_connected(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match="there are 4 processes, but jax.distributed knows of none"):
+        devices.data_mesh()
+
+
 def test_a_given_coordinator_is_used(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
@@ -36,15 +73,17 @@ def test_a_given_coordinator_is_used(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "alone"),
     [
-        ({"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}, True),
-        ({"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1"}, True),
-        ({"SLURM_NTASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, False),
-        ({"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "0"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "0"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "CUDA_VISIBLE_DEVICES": "5"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, False),
     ],
 )
-def test_the_only_process_of_a_host_takes_all_its_gpus(environment, alone, monkeypatch):
+def test_a_process_takes_all_the_gpus_that_are_its_own(environment, alone, monkeypatch):
     seen = {}
     monkeypatch.setattr(devices.os, "environ", environment)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: seen.update(jax_cuda_visible_devices="0"))

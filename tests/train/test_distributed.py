@@ -29,6 +29,23 @@ def test_processes_that_do_not_agree_do_not_begin(launch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_output_that_the_hosts_do_not_share(launch, tmp_path):
+    own = {1: ("--output", tmp_path / "elsewhere")}
+    together = launch(tmp_path / "run", processes=2, own=own, SHARE_ATTEMPTS="2")
+    assert [process.wait(300) for process in together] == [2, 2], printed(tmp_path / "run")
+    assert printed(tmp_path / "run").count("is not the same folder for all 2 processes") == 2
+
+
+def test_a_host_that_does_not_see_the_newest_checkpoint_yet_waits_for_it(launch, tmp_path):
+    switches = ("--checkpoint-every", 2, "--keep", 10)
+    for together in (launch(tmp_path / "run", *switches, "--steps", 6, processes=2),):
+        assert [process.wait(300) for process in together] == [0, 0], printed(tmp_path / "run")
+    together = launch(tmp_path / "run", *switches, "--steps", 8, processes=2, STALE="1 6 3")
+    assert [process.wait(300) for process in together] == [0, 0], printed(tmp_path / "run")
+    assert "Resuming at step 6 of 8" in printed(tmp_path / "run") and "damaged" not in printed(tmp_path / "run")
+    assert "process 1 looked 3 times" in printed(tmp_path / "run")
+
+
 def test_a_process_that_fails_alone_ends_and_does_not_wait_for_the_others(launch, tmp_path):
     # A checkpoint is being saved at this step, and whether it was is asked in all processes only later.
     together = launch(tmp_path / "run", "--checkpoint-every", 30, processes=2, FAIL="1 32")

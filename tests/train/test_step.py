@@ -92,10 +92,7 @@ def torch_steps(reference, config, data, steps_per_epoch, groups=1):
         parts = normalised(batch["image"]).chunk(groups)
         criterion(forward_in_groups(reference, parts), torch.from_numpy(batch["label"]).long()).backward()
         if config.clip_norm is not None:
-            # torch.nn.utils.clip_grad_norm_ but for the 1e-6 that it adds to the norm.
-            norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters()])
-            for parameter in reference.parameters():
-                parameter.grad *= min(1, config.clip_norm / norm)
+            torch.nn.utils.clip_grad_norm_(reference.parameters(), config.clip_norm)
         optimizer.step()
         if number % steps_per_epoch == 0:
             scheduler.step()
