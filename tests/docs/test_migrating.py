@@ -27,7 +27,7 @@ TOLERANCE = 1e-10
 def rows(*headings):
     """(left, right) of the rows of the first table under each heading."""
     for heading in headings:
-        table = re.search(rf"## {heading}\n\n((?:\|.*\n)+)", PAGE)[1]
+        table = re.search(rf"## {heading}\n\n(?:[^|#\n].*\n\n)?((?:\|.*\n)+)", PAGE)[1]
         for line in table.splitlines()[2:]:
             yield tuple(cell.strip() for cell in line.strip("|").split(" | "))
 
