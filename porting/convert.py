@@ -137,4 +137,8 @@ def _explain(model, problems, given):
     others = [fit for fit in fitting_variants(given) if fit != model.name]
     if others:
         lines.append(f"They fit: {', '.join(others)}")
+    elif problems["missing"] or problems["unexpected"] or problems["wrong shape"]:
+        lines.append(
+            'If their model was made with options, name them here too: attn_layer="se", layers=(2, 2, 2, 2), ...'
+        )
     return "\n".join(lines)

@@ -34,7 +34,7 @@ def port(
         name: The variant.
         source: See :func:`porting.read`. By default the release: its safetensors on the hub, else its ``.pth``.
         output: Folder of the checkpoint; by default the one in the cache that :func:`res2net_jax.load` looks in,
-            which is replaced.
+            which is replaced. (Not with options that no array shows, such as ``act_layer``; then give a folder.)
         verify: Certify the model against timm; needs torch and timm, and the checkpoint says if they are missing.
         check_hash: Compare the file's SHA-256 with the prefix in its name.
         overwrite: Replace a checkpoint at ``output``.
@@ -52,10 +52,13 @@ def port(
         OSError: No network, no permission, no space.
     """
     variant = get_variant(name)
+    if output is not None:
+        files.require_local(output)
     if output is not None and not checkpoint.is_free(Path(output).expanduser()) and not overwrite:
         raise FileExistsError(f"{output} exists; pass overwrite=True (--force) to replace it")
 
     asked = override(variant.arch, **arch)
+    given = changes(asked, variant.arch)
     release = _fetch(variant, source, check_hash, cache_dir)
     arrays = read_file(release.path)
     if _is_of_catavgmax(asked, arrays) and "global_pool" not in arch:
@@ -68,7 +71,7 @@ def port(
     record = {"origin": release.origin, "file": release.path.name, "sha256": release.sha256, "bytes": release.size}
     if output is not None:
         return checkpoint.save(model, output, overwrite=overwrite, source=record, certificate=certificate)
-    folder = cache_folder(name, source, cache_dir, arch)
+    folder = cache_folder(name, source, cache_dir, given)
     with files.lock(folder):
         if folder.exists() and not checkpoint.is_checkpoint(folder):
             shutil.rmtree(folder)  # the cache is ours: what is no checkpoint there is a damaged one

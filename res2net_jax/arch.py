@@ -103,6 +103,7 @@ class Arch:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"{field} must be a number from 0 up to, not including, 1; got {value!r}")
+            object.__setattr__(self, field, float(value))
         _require_one_of("stem_type", self.stem_type, _STEMS)
         _require_one_of("act_layer", self.act_layer, tuple(ACTIVATIONS))
         _require_one_of("attn_layer", self.attn_layer, _ATTENTION)

@@ -122,12 +122,18 @@ def load(
     else:
         variant = get_variant(name_or_folder)
         asked = override(variant.arch, **arch)  # a mistake in the options shows before anything is downloaded
-        # The release is of the plain model, a file may be of the one asked for. Its pool shows in its classifier.
-        theirs = {} if source is None else changes(asked, variant.arch)
-        theirs.pop("global_pool", None)
+        # The release is of the plain model, a file may be of the one asked for.
+        theirs = {} if source is None else in_the_weights(changes(asked, variant.arch))
         folder = cached(variant.name, source=source, cache_dir=cache_dir, check_hash=check_hash, **theirs)
         model = checkpoint.load(folder, **options)
     return _as_asked(model, features_only, out_indices)
+
+
+def in_the_weights(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """Those fields of :class:`Arch` that decide which arrays a model has, but for its classifier's."""
+    elsewhere = ("act_layer", "aa_layer", "output_stride", "global_pool")
+    elsewhere += ("drop_rate", "drop_path_rate", "drop_block_rate")
+    return {field: value for field, value in arch.items() if field not in elsewhere}
 
 
 def _as_asked(model, features_only, out_indices):

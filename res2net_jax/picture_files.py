@@ -26,6 +26,6 @@ def pictures_below(folder: str, above: tuple = ()) -> Iterator[str]:
 
 
 def natural_key(name: str) -> tuple:
-    """Sorts runs of digits by their value and letters without case; equal names otherwise by their characters."""
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
+    """timm's order: without regard to case, runs of digits by their value; equal names by their characters."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

@@ -73,8 +73,10 @@ class Checkpoints:
             ValueError: The checkpoints are of a run with another config, model or data, or all are damaged.
         """
         together(self._put_back)
-        steps = of_the_first(_steps(self.folder))  # a file server may show another host an older listing
-        together(lambda: _wait_until_visible(self.folder, steps))
+        steps = of_the_first(
+            together(lambda: _steps(self.folder))
+        )  # a file server may show another host an older listing
+        _wait_until_visible(self.folder, steps)
         _wait_for_all()  # or a slow process would not see what another one has set aside
         for number, step in enumerate(steps):
             metadata, problem = self._metadata(step)
@@ -290,13 +292,20 @@ def _steps(folder):
 
 
 def _wait_until_visible(folder, steps, seconds=90):
-    """Until this host's view of a shared file system, which may be a minute old (NFS), has the checkpoints."""
+    """Until every host's view of a shared file system, which may be a minute old (NFS), has the checkpoints."""
+
+    def visible():
+        try:
+            return {*steps} <= {*_steps(folder)}
+        except OSError:
+            return False
+
     for _ in range(seconds):
-        missing = {*steps} - {*_steps(folder)}
-        if not missing:
+        # Asked of all of them each second: XLA takes a process that is late for long as lost.
+        if everywhere(visible()):
             return
         time.sleep(1)
-    raise OSError(f"process 0 sees checkpoint {max(missing)} in {folder}, but here it is not; are the disks shared?")
+    raise ValueError(f"not all processes see the checkpoints that process 0 sees in {folder}: {steps}")
 
 
 def _unused(path):

@@ -1,7 +1,6 @@
 """A run's folder belongs to one run at a time."""
 
 import contextlib
-import os
 import secrets
 import sys
 import time
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import jax
 
-from res2net_jax.files import require_local
 from train.devices import everywhere, largest, together
 from train.report import COLUMNS, say
 from train.signals import StopRequest
@@ -19,7 +17,7 @@ if sys.platform != "win32":
     import fcntl
 
 
-PATIENCE = 60  # seconds, after which the clients of a file server have looked anew (NFS: 3 to 60)
+PATIENCE = 90  # seconds, after which the clients of a file server have looked anew (NFS: 3 to 60)
 
 
 @contextlib.contextmanager
@@ -61,7 +59,7 @@ def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) ->
                 "--output"
             )
         together(lambda: _require_ours(folder) if file is not None else None)
-        _require_shared(folder, file)
+        _require_shared(folder, first=file is not None)
         yield 0
     finally:
         if file is not None:
@@ -69,7 +67,6 @@ def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) ->
 
 
 def _open(folder):
-    require_local(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / ".lock").open("a")
 
@@ -84,30 +81,28 @@ def _require_ours(folder):
             raise ValueError(f"{file} is not of a run, and would be replaced; move it, or give another --output")
 
 
-def _require_shared(folder, file):
+def _require_shared(folder, first):
     """ValueError, in all processes, unless all of them see ``folder``: they save into it together."""
     if jax.process_count() == 1:
         return
-    token = largest(secrets.randbelow(2**31) if file is not None else 0)
-
-    def write():
-        if file is not None:
-            file.truncate(0)
-            file.write(str(token))
-            file.flush()
-            os.fsync(file.fileno())
+    file = folder / ".shared"
+    token = b"%d" % largest(secrets.randbelow(2**31) if first else 0)
 
     def sees():
         try:
-            return (folder / ".lock").read_text() == str(token)
+            return file.read_bytes() == token
         except OSError:
             return False
 
-    together(write)
-    for _ in range(PATIENCE):
-        if everywhere(sees()):
-            return
-        time.sleep(1)
+    together(lambda: file.write_bytes(token) if first else None)
+    try:
+        for second in range(PATIENCE + 1):
+            if everywhere(sees()):
+                return
+            time.sleep(1 if second < PATIENCE else 0)
+    finally:
+        if first:
+            file.unlink(missing_ok=True)
     raise ValueError(
         f"--output {folder} is not the same folder for all {jax.process_count()} processes, which save into it "
         "together; name one on a file system that all hosts share"

@@ -6,6 +6,7 @@ import os
 import re
 import reprlib
 import sys
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
@@ -45,10 +46,6 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
                 f"this is one of several processes, but where process 0 is JAX cannot tell ({error}); give "
                 "--coordinator, --num-processes and --process-id"
             ) from error
-    elif _may_be_a_tpu_vm(os.environ):
-        # Its metadata server says who takes part, not the environment. Where there is none, this process is alone.
-        with contextlib.suppress(ValueError, RuntimeError):
-            jax.distributed.initialize()
     else:
         return
     # JAX would take one GPU, the one of this task's number on the host.
@@ -159,12 +156,22 @@ def _sees_one_gpu(environment):
     return any(gpus and "," not in gpus for gpus in seen) and "JAX_LOCAL_DEVICE_IDS" not in environment
 
 
-def _may_be_a_tpu_vm(environment):
-    return importlib.util.find_spec("libtpu") is not None and "tpu" in (environment.get("JAX_PLATFORMS") or "tpu")
+def _tpu_hosts(environment):
+    """How many hosts the TPU at hand spans; where the environment says nothing, GCE's metadata server knows."""
+    for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
+        if hosts := environment.get(name):
+            return len(hosts.split(","))
+    if importlib.util.find_spec("libtpu") is None or "tpu" not in (environment.get("JAX_PLATFORMS") or "tpu"):
+        return 1
+    url = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+        return len(answer.read().split(b","))
+    return 1
 
 
 def _in_a_cluster(environment):
     """Whether more than one process takes part, by the variables that jax.distributed reads as well."""
-    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # Slurm's SLURM_NTASKS is also that of an idle allocation
-    hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return len(hosts) > 1 or any(int(environment.get(name) or 1) > 1 for name in tasks)
+    # Not SLURM_NTASKS, which sbatch's script has too, where one process runs.
+    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    return any(int(environment.get(name) or 1) > 1 for name in counts) or _tpu_hosts(environment) > 1

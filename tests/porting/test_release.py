@@ -78,15 +78,24 @@ def test_without_a_classifier(timm_model, tmp_path):
 
 
 def test_another_architecture_is_certified_too(tmp_path):
-    arch = {"attn_layer": "se", "stem_type": "deep", "stem_width": 32, "aa_layer": "blur", "global_pool": "catavgmax"}
-    model = res2net_jax.create(NAME, num_classes=5, **arch)
-    file = export(res2net_jax.save(model, tmp_path / "mine"), tmp_path / "mine.safetensors")
-    del arch["global_pool"]  # its classifier shows it
-    folder = porting.port(NAME, file, tmp_path / "m", **arch)
+    import timm
+    from timm.layers import BlurPool2d, get_attn
+
+    arch = {"stem_type": "deep", "stem_width": 32, "num_classes": 5, "global_pool": "catavgmax"}
+    classes = {"aa_layer": BlurPool2d, "block_args": {"scale": 2, "attn_layer": get_attn("se")}}
+    reference = timm.create_model(NAME, zero_init_last=False, **arch, **classes)
+    for module in reference.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    save_file({key: value.numpy() for key, value in reference.state_dict().items()}, tmp_path / "m.safetensors")
+    options = {"attn_layer": "se", "stem_type": "deep", "stem_width": 32, "aa_layer": "blur"}
+    folder = porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "m", **options)  # the classifier shows the pool
     assert checkpoint.read_metadata(folder)["certificate"]["certified"]
-    again = res2net_jax.load(folder)
-    assert again.arch == model.arch
-    assert np.array_equal(again.fc.kernel[...], model.fc.kernel[...])
+    found = res2net_jax.load(folder)
+    assert found.arch.global_pool == "catavgmax" and found.num_classes == 5
+    with pytest.raises(ValueError, match=r"(?s)unexpected:.*If their model was made with options, name them here too"):
+        porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "other")
 
 
 def test_without_a_pool_the_last_maps_are_compared(timm_model):

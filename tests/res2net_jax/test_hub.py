@@ -83,6 +83,7 @@ def test_a_file_of_another_architecture(timm_model, tmp_path, monkeypatch):
         model = res2net_jax.load(NAME, **options, **asked)
         np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert res2net_jax.load(NAME, **options, global_pool="max", num_classes=0).fc is None
+    assert res2net_jax.load(NAME, **options, output_stride=8, drop_rate=0.1).arch.output_stride == 8
     assert len(list((tmp_path / "models").glob("res2net*"))) == 1, "ported once"
     with pytest.raises(ValueError, match="wrong shape"):
         res2net_jax.load(NAME, source=file, cache_dir=tmp_path)

@@ -71,16 +71,21 @@ def test_workers_change_nothing(photos, workers):
     assert_same(some, none)
 
 
-@pytest.mark.parametrize("free", [2**40, 2**20])
-def test_large_batches_pass_with_and_without_room_in_shared_memory(photos, monkeypatch, free):
+@pytest.mark.parametrize(
+    ("free", "least", "roomy"),
+    [(2**40, 2**31, True), (2**20, 2**31, False), (2**21, 2**20, False), (2**22, 2**20, True)],
+)
+def test_large_batches_pass_with_and_without_room_in_shared_memory(photos, monkeypatch, free, least, roomy):
+    # Ten batches of 8 x 128 x 128 x 3 bytes are between 2**21 and 2**22.
     usage = namedtuple("usage", "free")(free)
+    monkeypatch.setattr("train.pipeline._MIN_SHARED_MEMORY", least)
     monkeypatch.setattr("train.pipeline.shutil.disk_usage", lambda path: usage)
     size = 128
     batches = train_batches(photos, size=size, batch_size=8, seed=1, workers=1)
     batch = next(batches)
     assert batch["image"].nbytes > 2**16
     shared = "Shared" in type(batch["image"].base).__name__
-    assert shared == (free == 2**40)
+    assert shared == roomy
     assert_same([batch], take(train_batches(photos, size=size, batch_size=8, seed=1), 1))
     batches.close()
 

@@ -58,8 +58,24 @@ def test_folder_classes_are_sub_folders(tmp_path):
 def test_classes_of_a_folder_are_in_the_order_of_timm(tmp_path):
     from timm.data.readers.reader_image_folder import find_images_and_targets
 
-    names = ("class1", "class2", "class10", "Class3", "03", "b", "B2", "10", "a 2 b", "a 10 b", "é", "_")
-    make_folder(tmp_path, {name: ["x.png"] for name in names})
+    names = (
+        "class1",
+        "class2",
+        "class10",
+        "Class3",
+        "03",
+        "b",
+        "B2",
+        "10",
+        "a 2 b",
+        "a 10 b",
+        "é",
+        "_",
+        "ß",
+        "sz",
+        "a٣",
+    )
+    make_folder(tmp_path, {name: ["x.png"] for name in (*names, "a٣", "ss")})
     _, theirs = find_images_and_targets(str(tmp_path))
     assert open_dataset(f"folder:{tmp_path}", "train").class_names == tuple(sorted(theirs, key=theirs.get))
 

@@ -1,9 +1,11 @@
 """Who takes part in a job, and in what order."""
 
+import io
 import os
 import re
 import subprocess
 import sys
+import urllib.error
 
 import jax
 import pytest
@@ -42,19 +44,52 @@ def test_a_cluster_that_does_not_say_where_process_0_is():
     assert re.search(r"ValueError: .* where process 0 is JAX cannot tell \(.*\); give --coordinator", child.stderr)
 
 
-@pytest.mark.parametrize("platforms", [None, "cpu"])
-def test_where_a_tpu_may_be_jax_asks_who_takes_part(platforms, monkeypatch):
+@pytest.mark.parametrize(
+    ("environment", "answer", "together"),
+    [
+        ({}, b"u:u:10.0.0.1,u:u:10.0.0.2", True),
+        ({}, b"u:u:10.0.0.1", False),
+        ({}, urllib.error.URLError("no such host"), False),  # a TPU that is no machine of Google's cloud
+        ({}, TimeoutError(), False),
+        ({"JAX_PLATFORMS": "cpu"}, b"u:u:10.0.0.1,u:u:10.0.0.2", False),
+        ({"TPU_PROCESS_ADDRESSES": "local"}, b"u:u:10.0.0.1,u:u:10.0.0.2", False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, b"", True),
+    ],
+)
+def test_the_metadata_server_says_how_many_hosts_a_tpu_has(environment, answer, together, monkeypatch):
+    def urlopen(request, timeout):
+        assert request.get_header("Metadata-flavor") == "Google"
+        if isinstance(answer, Exception):
+            raise answer
+        return io.BytesIO(answer)
+
     calls = []
-
-    def initialize():
-        calls.append(())
-        raise ValueError("coordinator_address should be defined.")  # as of a machine in no cluster
-
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(devices.os, "environ", {"JAX_PLATFORMS": platforms} if platforms else {})
-    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(devices.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(devices.os, "environ", environment)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(()))
     devices.connect()
-    assert calls == ([] if platforms else [()])
+    assert calls == ([()] if together else [])
+
+
+@pytest.mark.parametrize(
+    ("backend", "processes", "environment", "off"),
+    [
+        ("gpu", 2, {}, True),
+        ("gpu", 1, {}, False),
+        ("tpu", 2, {}, False),
+        ("gpu", 2, {"JAX_COMPILATION_CACHE_DIR": "/share/compiled"}, False),
+    ],
+)
+def test_several_processes_with_gpus_compile_without_a_cache(backend, processes, environment, off, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(devices.os, "environ", environment)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
+    monkeypatch.setattr(jax.config, "update", seen.__setitem__)
+    devices.connect("host:1234", 2, 0)
+    assert seen == ({"jax_enable_compilation_cache": False} if off else {})
 
 
 def test_several_processes_that_were_not_connected(monkeypatch):

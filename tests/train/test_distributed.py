@@ -34,12 +34,13 @@ def test_an_output_that_the_hosts_do_not_share(launch, tmp_path):
     together = launch(tmp_path / "run", processes=2, own=own, SHARE_ATTEMPTS="2")
     assert [process.wait(300) for process in together] == [2, 2], printed(tmp_path / "run")
     assert printed(tmp_path / "run").count("is not the same folder for all 2 processes") == 2
+    assert not (tmp_path / "run" / ".shared").exists()
 
 
 def test_a_host_that_does_not_see_the_newest_checkpoint_yet_waits_for_it(launch, tmp_path):
     switches = ("--checkpoint-every", 2, "--keep", 10)
-    for together in (launch(tmp_path / "run", *switches, "--steps", 6, processes=2),):
-        assert [process.wait(300) for process in together] == [0, 0], printed(tmp_path / "run")
+    together = launch(tmp_path / "run", *switches, "--steps", 6, processes=2)
+    assert [process.wait(300) for process in together] == [0, 0], printed(tmp_path / "run")
     together = launch(tmp_path / "run", *switches, "--steps", 8, processes=2, STALE="1 6 3")
     assert [process.wait(300) for process in together] == [0, 0], printed(tmp_path / "run")
     assert "Resuming at step 6 of 8" in printed(tmp_path / "run") and "damaged" not in printed(tmp_path / "run")

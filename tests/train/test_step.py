@@ -14,7 +14,7 @@ import res2net_jax
 from res2net_jax import get_variant
 from res2net_jax.model import Res2Net
 from train.config import Config
-from train.step import init_state, make_forward, make_train_step, split
+from train.step import evaluated, init_state, make_eval_step, make_forward, make_train_step, split, zero_sums
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"layers": (1, 2, 1, 1), "channels": (16, 16, 32, 32), "scale": 3}
@@ -180,3 +180,13 @@ def test_rematerialisation_keeps_a_third_for_the_backward_pass():
 
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(split(model)))
     assert kept(remat=True) - weights < (kept(remat=False) - weights) / 3
+
+
+def test_evaluation_asks_for_whole_float32_products():
+    model = res2net_jax.create("res2net50_26w_4s", num_classes=CLASSES, **SMALL)
+    (batch,) = batches(1, 8)
+    step = make_eval_step(model, PAPER, MEAN, STD)
+    weights = evaluated(init_state(model, PAPER))
+    program = str(jax.make_jaxpr(step)(weights, batch | {"mask": np.ones(8, bool)}, zero_sums(PAPER)))
+    products = program.count("conv_general_dilated[") + program.count("dot_general[")
+    assert products > 10 and program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
