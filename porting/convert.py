@@ -138,7 +138,5 @@ def _explain(model, problems, given):
     if others:
         lines.append(f"They fit: {', '.join(others)}")
     elif problems["missing"] or problems["unexpected"] or problems["wrong shape"]:
-        lines.append(
-            'If their model was made with options, name them here too: attn_layer="se", layers=(2, 2, 2, 2), ...'
-        )
+        lines.append('A model made with options needs them here too: create, load and port take attn_layer="se", say')
     return "\n".join(lines)

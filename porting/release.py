@@ -12,7 +12,7 @@ from porting.parity import certify
 from porting.sources import Release, fetch, read_file
 from res2net_jax import checkpoint, files
 from res2net_jax.arch import EXPANSION, Arch, changes, override
-from res2net_jax.hub import cache_folder
+from res2net_jax.hub import cache_folder, in_the_weights
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Variant, get_variant
 
@@ -34,13 +34,14 @@ def port(
         name: The variant.
         source: See :func:`porting.read`. By default the release: its safetensors on the hub, else its ``.pth``.
         output: Folder of the checkpoint; by default the one in the cache that :func:`res2net_jax.load` looks in,
-            which is replaced. (Not with options that no array shows, such as ``act_layer``; then give a folder.)
+            which is replaced.
         verify: Certify the model against timm; needs torch and timm, and the checkpoint says if they are missing.
         check_hash: Compare the file's SHA-256 with the prefix in its name.
         overwrite: Replace a checkpoint at ``output``.
         cache_dir: As in :func:`res2net_jax.load`.
         **arch: Fields of :class:`res2net_jax.Arch` in which the weights' model differs from the variant, e.g.
             ``attn_layer="se"``. A classifier over twice the features shows that ``global_pool`` is ``"catavgmax"``.
+            Those that change no array, such as ``act_layer``, need an ``output``; to ``load`` they are given then.
 
     Returns:
         The folder.
@@ -52,13 +53,15 @@ def port(
         OSError: No network, no permission, no space.
     """
     variant = get_variant(name)
-    if output is not None:
-        files.require_local(output)
-    if output is not None and not checkpoint.is_free(Path(output).expanduser()) and not overwrite:
-        raise FileExistsError(f"{output} exists; pass overwrite=True (--force) to replace it")
-
     asked = override(variant.arch, **arch)
     given = changes(asked, variant.arch)
+    if output is not None:
+        files.require_local(output)
+        if not checkpoint.is_free(Path(output).expanduser()) and not overwrite:
+            raise FileExistsError(f"{output} exists; pass overwrite=True (--force) to replace it")
+    elif others := given.keys() - in_the_weights(given).keys():
+        raise ValueError(f"{', '.join(sorted(others))} is in no array, so give it to load; or name an output")
+
     release = _fetch(variant, source, check_hash, cache_dir)
     arrays = read_file(release.path)
     if _is_of_catavgmax(asked, arrays) and "global_pool" not in arch:

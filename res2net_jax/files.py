@@ -26,8 +26,7 @@ def require_local(path: str | os.PathLike) -> None:
     """ValueError for an address, such as ``gs://bucket/folder``, which would become a folder named ``gs:``."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
         raise ValueError(
-            f"{os.fspath(path)} is an address, where a path is expected; mount a bucket (gs:// with gcsfuse), and "
-            "weights on the net are load(NAME, source=ADDRESS)"
+            f"{os.fspath(path)} is an address, where a path is expected; mount a bucket (gs:// with gcsfuse)"
         )
 
 

@@ -117,7 +117,7 @@ def load(
     if is_folder(name_or_folder):
         if source is not None:
             raise ValueError(f"{name_or_folder} is a checkpoint folder; source= goes with a model name")
-        _require_no_hub_id(name_or_folder)
+        _require_no_address(name_or_folder)
         model = checkpoint.load(local_folder(name_or_folder, cache_dir), **options)
     else:
         variant = get_variant(name_or_folder)
@@ -186,9 +186,9 @@ def cache_folder(name: str, source=None, cache_dir=None, arch: Mapping[str, Any]
 
 def cache_key(name: str, source: str | os.PathLike | None = None, arch: Mapping[str, Any] | None = None) -> str:
     """``name``; for another source than the release with a hash, a file's of its content, and of ``arch``."""
-    if source is None and not arch:
+    if source is None:
         return name
-    path = Path(source or "").expanduser()
+    path = Path(source).expanduser()
     if path.is_file():
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256")
@@ -208,8 +208,10 @@ def local_folder(folder: str | os.PathLike, cache_dir: str | os.PathLike | None 
     return folder
 
 
-def _require_no_hub_id(folder):
-    """FileNotFoundError for what is no folder, but in timm an address."""
+def _require_no_address(folder):
+    """FileNotFoundError for what is no folder, but a URL or in timm an address."""
+    if re.match("https?://", os.fspath(folder)):
+        raise FileNotFoundError(f"there is no folder {folder}; weights at an address are load(NAME, source=ADDRESS)")
     match = re.fullmatch(r"(?:hf[-_]hub:(?=[\w-]+/)|(?=timm/))([\w-]+/[\w.-]+)", os.fspath(folder))
     if match and not Path(folder).exists():
         raise FileNotFoundError(

@@ -73,9 +73,8 @@ class Checkpoints:
             ValueError: The checkpoints are of a run with another config, model or data, or all are damaged.
         """
         together(self._put_back)
-        steps = of_the_first(
-            together(lambda: _steps(self.folder))
-        )  # a file server may show another host an older listing
+        # Process 0's, for a file server may show another host an older listing.
+        steps = of_the_first(together(lambda: _steps(self.folder)))
         _wait_until_visible(self.folder, steps)
         _wait_for_all()  # or a slow process would not see what another one has set aside
         for number, step in enumerate(steps):

@@ -83,6 +83,7 @@ def test_another_architecture_is_certified_too(tmp_path):
 
     arch = {"stem_type": "deep", "stem_width": 32, "num_classes": 5, "global_pool": "catavgmax"}
     classes = {"aa_layer": BlurPool2d, "block_args": {"scale": 2, "attn_layer": get_attn("se")}}
+    torch.manual_seed(0)
     reference = timm.create_model(NAME, zero_init_last=False, **arch, **classes)
     for module in reference.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -94,7 +95,9 @@ def test_another_architecture_is_certified_too(tmp_path):
     assert checkpoint.read_metadata(folder)["certificate"]["certified"]
     found = res2net_jax.load(folder)
     assert found.arch.global_pool == "catavgmax" and found.num_classes == 5
-    with pytest.raises(ValueError, match=r"(?s)unexpected:.*If their model was made with options, name them here too"):
+    with pytest.raises(ValueError, match="act_layer is in no array, so give it to load; or name an output"):
+        porting.port(NAME, tmp_path / "m.safetensors", **options, act_layer="silu")
+    with pytest.raises(ValueError, match=r"(?s)unexpected:.*A model made with options needs them here too"):
         porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "other")
 
 

@@ -71,7 +71,7 @@ def test_an_explicit_source_does_not_take_the_release_s_place(safetensors_file, 
     assert hub.cache_key(NAME, other) == hub.cache_key(NAME, safetensors_file)  # by content, not by path
 
 
-def test_a_file_of_another_architecture(timm_model, tmp_path, monkeypatch):
+def test_a_file_of_another_architecture(timm_model, tmp_path):
     theirs = timm_model(NAME, num_classes=5, global_pool="catavgmax", down_kernel_size=3)
     file = tmp_path / "mine.safetensors"
     save_file({key: value.numpy() for key, value in theirs.state_dict().items()}, file)
@@ -96,6 +96,8 @@ def test_what_is_asked_for_twice_or_is_nothing(checkpoint_folder, safetensors_fi
         res2net_jax.load(3)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         res2net_jax.load("./res2net50_26w_4s")
+    with pytest.raises(FileNotFoundError, match=r"load\(NAME, source=ADDRESS\)"):
+        res2net_jax.load("https://example.org/m.safetensors")
     for address in ("hf-hub:timm/x.in1k", "hf_hub:timm/x.in1k", "timm/x.in1k"):
         with pytest.raises(FileNotFoundError, match=r'load\(NAME, source="timm/x.in1k"\)'):
             res2net_jax.load(address)

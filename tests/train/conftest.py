@@ -82,7 +82,7 @@ def finish(launch):
 
 
 def small(tmp_path, **changes):
-    """The digits' recipe with a network of two blocks and two steps; ``changes`` are fields of it."""
+    """The digits' recipe with a network of one block and two steps; ``changes`` are fields of it."""
     fields = {"layers": (1,), "channels": (8,), "scale": 2, "size": 16, "steps": 2, "output": str(tmp_path / "run")}
     return dataclasses.replace(RECIPES["digits"](), **{**fields, **changes})
 
