@@ -43,17 +43,23 @@ class Activation(nnx.Module):
 
 @jax.custom_jvp
 def relu_of_sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    """``relu(x + y)``, but an operation of two arrays, which XLA:CPU computes once.
+    """``relu(x + y)``, in the form that the backend at hand computes best.
 
-    Equal to the bit, except that where y is -inf it is NaN, not 0.
-
-    An operation of one, as relu, it computes again within each use of it: in a row of residual blocks, whose output is
-    used by the block after it and by that one's own sum, all sums before would be computed again in each.
+    On a CPU and in training it is an operation of two arrays, ``max(x, -y) + y``: equal to the bit, except that where y
+    is -inf it is NaN, not 0. An operation of one, as relu, XLA:CPU computes again within each use of it: in a row of
+    residual blocks, whose output is used by the block after it and by that one's own sum, all sums before would be
+    computed again in each. On a GPU the gradient would keep the sum beside its relu.
     """
-    return jnp.maximum(x, -y) + y
+    if jax.default_backend() == "cpu":
+        return _of_two(x, y)
+    return jnp.maximum(x + y, 0)  # as the product before it can take in
 
 
 @relu_of_sum.defjvp
 def _relu_of_sum_jvp(primals, tangents):
-    out = relu_of_sum(*primals)
+    out = _of_two(*primals)
     return out, jnp.where(out > 0, tangents[0] + tangents[1], 0)
+
+
+def _of_two(x, y):
+    return jnp.maximum(x, -y) + y

@@ -15,6 +15,12 @@ _CPU = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
     "xla_cpu_prefer_vector_width": "512",  # where there are any so wide (AVX-512), not their halves: 1 to 3 %
 }
+_GPU = {
+    # Else a block's first convolution and its shortcut become one product, whose halves are then copied out of it.
+    "xla_gpu_dot_merger_threshold_mb": "0",
+    # Its products cannot take in the sum at a block's end, as cuBLAS's can; nor is a step's compilation twice as long.
+    "xla_gpu_enable_triton_gemm": "False",
+}
 
 
 def cores() -> int:
@@ -22,7 +28,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@functools.cache
 def compiler_options(backend: str | None = None) -> dict[str, str]:
     """Options for ``jax.jit(..., compiler_options=...)``.
 
@@ -32,13 +37,17 @@ def compiler_options(backend: str | None = None) -> dict[str, str]:
     Returns:
         Options that this jaxlib knows; empty where its defaults are best.
     """
-    if (backend or jax.default_backend()) != "cpu":
-        return {}
+    return dict(_options(backend or jax.default_backend()))
+
+
+@functools.cache
+def _options(backend):
+    options = {"cpu": _CPU, "gpu": _GPU}.get(backend, {})
     try:
-        jax.jit(lambda x: x + 1, compiler_options=_CPU).lower(1.0).compile()
-    except jax.errors.JaxRuntimeError:  # an experimental option, which another jaxlib may not have
+        jax.jit(lambda x: x + 1, compiler_options=options).lower(1.0).compile()
+    except jax.errors.JaxRuntimeError:  # an option that another jaxlib may not have
         return {}
-    return dict(_CPU)
+    return options
 
 
 def jit(function: Callable, **options) -> Callable:

@@ -1,5 +1,7 @@
 """The Res2Net block (paper, figure 2b) and its shortcut."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -28,13 +30,21 @@ class Bottle2neck(nnx.Module):
         self.act = Activation(arch.act_layer)
         self.is_first = plan.stride > 1 or in_features != out_features
 
-        self.conv1 = Conv(in_features, width * arch.scale, 1, **dtypes)
-        self.bn1 = BatchNorm(width * arch.scale, **dtypes)
-        options = {"stride": plan.stride, "dilation": plan.dilation, "groups": arch.cardinality}
+        # What may be padded (alignment). Not in groups, whose kernels say by their shape which channels belong together.
+        one, all_splits = (1, arch.scale) if arch.cardinality == 1 else (None, None)
+
+        self.conv1 = Conv(in_features, width * arch.scale, 1, splits=(None, all_splits), **dtypes)
+        self.bn1 = BatchNorm(width * arch.scale, splits=all_splits, **dtypes)
+        options = {
+            "stride": plan.stride,
+            "dilation": plan.dilation,
+            "groups": arch.cardinality,
+            "splits": (one, one),
+        }
         self.convs = nnx.List([Conv(width, width, 3, **options, **dtypes) for _ in range(convolved)])
-        self.bns = nnx.List([BatchNorm(width, **dtypes) for _ in range(convolved)])
+        self.bns = nnx.List([BatchNorm(width, splits=one, **dtypes) for _ in range(convolved)])
         self.pool = AvgPool(3, plan.stride, padding=(1, 1)) if self.is_first else identity
-        self.conv3 = Conv(width * arch.scale, out_features, 1, **dtypes)
+        self.conv3 = Conv(width * arch.scale, out_features, 1, splits=(all_splits, None), **dtypes)
         self.bn3 = BatchNorm(out_features, **dtypes)
         self.se = ATTENTION[arch.attn_layer](out_features, **dtypes) if arch.attn_layer else identity
         self.downsample = shortcut(in_features, plan, arch, **dtypes) if self.is_first else identity
@@ -48,19 +58,56 @@ class Bottle2neck(nnx.Module):
         block_key, path_key = (None, None) if key is None else jax.random.split(key)
         out = self.bn1(self.conv1(x))
 
-        # Each split by itself: of all together XLA would write the activations, and then copy the splits out of them.
-        splits = [self.act(split) for split in jnp.split(out, self.scale, axis=-1)]
         outs = []
+        splits = self._splits(out)
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns)):
             cascade = i > 0 and not self.is_first
-            split = outs[-1] + splits[i] if cascade else splits[i]
-            outs.append(self.act(bn(conv(split))))
+            part = outs[-1] + splits[i] if cascade else splits[i]
+            outs.append(self.act(bn(conv(part))))
         if len(splits) > 1:
             outs.append(self.pool(splits[-1]))
-        out = self.drop_block(jnp.concatenate(outs, axis=-1), block_key)
+        out = self.drop_block(side_by_side(outs), block_key)
 
         out = self.se(self.bn3(self.conv3(out)))
         return self.act.of_sum(self.drop_path(out, path_key), run(self.downsample, x))
+
+    def _splits(self, out):
+        if jax.default_backend() == "gpu":
+            # The gradient masks all splits at once: of each by itself XLA would compute 8 masks for each value.
+            return split(self.act(out), self.scale)
+        # Each split by itself: of all together XLA would write the activations, and then copy the splits out of them.
+        return [self.act(part) for part in split(out, self.scale)]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def split(x: Float[Array, "b h w c"], count: int) -> list[Float[Array, "b h w c2"]]:
+    """``count`` equal parts of the channels."""
+    return jnp.split(x, count, axis=-1)
+
+
+@split.defjvp
+def _split_jvp(count, primals, tangents):
+    return split(*primals, count), _computed(jnp.split(*tangents, count, axis=-1))
+
+
+@jax.custom_jvp
+def side_by_side(parts: list[Float[Array, "b h w c"]]) -> Float[Array, "b h w c2"]:
+    """The channels of all ``parts``."""
+    return jnp.concatenate(parts, axis=-1)
+
+
+@side_by_side.defjvp
+def _side_by_side_jvp(primals, tangents):
+    return side_by_side(_computed(*primals)), jnp.concatenate(*tangents, axis=-1)
+
+
+def _computed(parts):
+    """``parts``, each computed before they are put side by side, or their gradients are.
+
+    On a GPU. In one pass XLA would compute what each value might be of each part, and run at a seventh of the memory's
+    speed ([64, 56, 56, 8 x 16] in 0.25 ms).
+    """
+    return jax.lax.optimization_barrier(parts) if jax.default_backend() == "gpu" else parts
 
 
 def shortcut(in_features: int, plan: BlockPlan, arch: Arch, **dtypes) -> nnx.List:

@@ -8,9 +8,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from res2net_jax import alignment
 from res2net_jax.winograd import tiles, winograd, winograd_in_training
 
 
@@ -18,6 +20,10 @@ def direct(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i2 o"], *, stride: int, dilation: int, groups: int
 ) -> Float[Array, "b h2 w2 o"]:
     """XLA's own convolution; of one pixel, a matrix product."""
+    if alignment.multiple(x.dtype) > 1 and _is_stem(x, kernel, stride, dilation, groups):
+        return by_depth(x, kernel)
+    if (columns := _columns(x, kernel, stride, dilation, groups)) > 1:
+        return by_columns(x, kernel, columns)
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         # A matrix product says all there is to a 1x1 convolution, and XLA:CPU runs it faster (by default options,
@@ -34,6 +40,84 @@ def direct(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def out_first(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "o k k i2"], *, stride: int, dilation: int, groups: int
+) -> Float[Array, "b h2 w2 o"]:
+    """:func:`direct`, of a kernel in OHWI: as cuDNN takes it, where every call would transpose one in HWIO."""
+    pad = dilation * (kernel.shape[1] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "OHWI", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def by_depth(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> Float[Array, "b h2 w2 o"]:
+    """A convolution at stride 2 as one at stride 1 over squares of 2x2 pixels, side by side in the channels.
+
+    Of 3 channels, 12 that zeros fill up to 16: a GPU's tensor cores take no fewer than 8 at a time.
+    """
+    b, h, w, features = x.shape
+    taps, out_features = (kernel.shape[0] + 1) // 2, kernel.shape[-1]
+    squares = x.reshape(b, h // 2, 2, w // 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
+    squares = squares.reshape(b, h // 2, w // 2, 4 * features)
+    # The kernel's centre is the upper left pixel of a square, so its first row and column lack their first halves.
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(taps, 2, taps, 2, features, out_features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, 4 * features, out_features)
+    pad = (taps // 2, taps - 1 - taps // 2)
+    return lax.conv_general_dilated(
+        alignment.pad(squares, 1, 8),
+        alignment.pad(kernel, 1, 8, axis=2),
+        window_strides=(1, 1),
+        padding=(pad, pad),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def by_columns(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"], columns: int) -> Float[Array, "b h w o"]:
+    """A 3x3 convolution of few channels as one of ``columns`` times as many, on a map that is narrower by as much.
+
+    Columns side by side are channels without a copy. Of the kernel two thirds and more are then zeros, but a GPU's
+    tensor cores compute a tile of 64 channels whatever is in it.
+    """
+    b, h, w, features = x.shape
+    out = lax.conv_general_dilated(
+        x.reshape(b, h, w // columns, columns * features),
+        widen(kernel, columns),
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return out.reshape(b, h, w, kernel.shape[-1])
+
+
+def widen(kernel: Float[Array, "3 3 i o"], columns: int) -> Float[Array, "3 3 i2 o2"]:
+    """The kernel of :func:`by_columns`."""
+    group, before, after = np.ogrid[:3, :columns, :columns]
+    tap = (group - 1) * columns + before - after + 1  # that leads from one column to the other
+    parts = [jnp.where((tap == i)[None, :, :, None, :, None], kernel[:, i, None, None, :, None, :], 0) for i in range(3)]
+    return sum(parts).reshape(3, 3, columns * kernel.shape[2], columns * kernel.shape[3])
+
+
+def in_columns(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "o2 3 3 i2"], bias: Float[Array, "o2"], columns: int
+) -> Float[Array, "b h w o"]:
+    """:func:`by_columns` with a bias, of a kernel that is widened and turned (:func:`out_first`) already."""
+    b, h, w, features = x.shape
+    if w % columns:
+        taps = [divmod(i - 1, columns) for i in range(3)]  # into the first of the columns
+        starts = [(group + 1, column * features) for group, column in taps]
+        out_features = len(bias) // columns
+        kernel = jnp.stack([kernel[:out_features, :, i, j : j + features] for i, j in starts], axis=2)
+        return out_first(x, kernel, stride=1, dilation=1, groups=1) + bias[:out_features]
+    wide = out_first(x.reshape(b, h, w // columns, -1), kernel, stride=1, dilation=1, groups=1) + bias
+    return wide.reshape(b, h, w, -1)
 
 
 def for_inference(
@@ -103,6 +187,21 @@ def _once_there_is(x, kernel):
 def _is_plain_3x3(x, kernel, stride, dilation, groups):
     """Of bfloat16 none is: what is summed before and after its products would multiply the rounding."""
     return kernel.shape[0] == 3 and stride == dilation == groups == 1 and x.dtype.itemsize >= 4
+
+
+def _columns(x, kernel, stride, dilation, groups):
+    """How many columns :func:`by_columns` should take together; as measured on an H200, forward and backward."""
+    plain = kernel.shape[0] == 3 and stride == dilation == groups == 1
+    if alignment.multiple(x.dtype) == 1 or not plain or x.shape[2] < 28:
+        return 1
+    columns = 4 if x.shape[-1] <= 16 else 2
+    return columns if x.shape[-1] <= 56 and x.shape[2] % columns == 0 else 1
+
+
+def _is_stem(x, kernel, stride, dilation, groups):
+    """On few channels, at stride 2, and with a centre that :func:`by_depth` is for (3x3, 7x7)."""
+    plain = dilation == groups == 1 and stride == 2 and kernel.shape[0] % 4 == 3 and kernel.shape[2] <= 4
+    return plain and x.shape[1] % 2 == x.shape[2] % 2 == 0
 
 
 def _is_narrowing_1x1(x, kernel, stride, groups):

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from res2net_jax import backend, convolution, microbatch
+from res2net_jax import alignment, backend, convolution, microbatch
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import require_model, variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
@@ -79,6 +79,8 @@ def program(function: Callable, model: Res2Net) -> tuple[Callable, list[Array]]:
     fused = fuse(model)
     cast_weights(fused)
     fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
+    if jax.default_backend() == "gpu":
+        _turn_kernels(fused)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     shared = {id(leaf) for leaf in jax.tree.leaves(nnx.state(model))}  # and gone, should a training step donate them
@@ -99,11 +101,32 @@ def compiled(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array,
 
 
 def cast_weights(model: Res2Net) -> None:
-    """Casts the weights of convolutions and the classifier to what they compute in, as every call would."""
+    """Casts the weights of convolutions and the classifier to what they compute in, and pads them, as every call would."""
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Conv | Linear) and module.dtype is not None:
+        if isinstance(module, Conv):
+            kernel, bias = module.weights(module.dtype or module.kernel.dtype)
+            module.kernel.set_value(kernel)
+            if bias is not None:
+                module.bias.set_value(bias)
+        if isinstance(module, Linear) and module.dtype is not None:
             for leaf in variables(module).values():
                 leaf.set_value(leaf.get_value().astype(module.dtype))
+
+
+def _turn_kernels(model):
+    """Puts kernels into the order and the width that cuDNN is fastest with."""
+    for _, module in nnx.iter_modules(model):
+        if not isinstance(module, Conv) or module.kernel.shape[0] == 1 or module.kernel.shape[2] <= 4:
+            continue  # a matrix, or the stem's
+        kernel = module.kernel.get_value()
+        plain = len(kernel) == 3 and module.stride == module.dilation == module.groups == 1
+        if plain and kernel.shape[2] <= 16 and module.bias is not None and alignment.multiple(kernel.dtype) > 1:
+            module.columns = 4
+            kernel = convolution.widen(kernel, module.columns)
+            module.bias.set_value(jnp.tile(module.bias.get_value(), module.columns))
+        module.kernel.set_value(kernel.transpose(3, 0, 1, 2))
+        module.convolve = convolution.out_first
+        module.splits = (None, None)  # padded already
 
 
 @functools.cache  # for the programs of one function are kept, not those of equal ones
