@@ -18,8 +18,14 @@ _CPU = {
 _GPU = {
     # Else a block's first convolution and its shortcut become one product, whose halves are then copied out of it.
     "xla_gpu_dot_merger_threshold_mb": "0",
-    # Its products cannot take in the sum at a block's end, as cuBLAS's can; nor is a step's compilation twice as long.
+    # Its products cannot take in the sum at a block's end, as cuBLAS's can: inference of res2net50_14w_8s at batch 64
+    # in 3.66 ms for 4.11, on an H200.
     "xla_gpu_enable_triton_gemm": "False",
+}
+# For a forward pass alone. By default all but convolutions are in CUDA graphs: batch 1 in 1.03 ms for 2.24, batch 64 in
+# 3.46 for 3.66. A training step gains nothing.
+_GPU_GRAPHS = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONVOLUTION",
 }
 
 
@@ -28,34 +34,41 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compiler_options(backend: str | None = None) -> dict[str, str]:
+def compiler_options(backend: str | None = None, *, inference: bool = False) -> dict[str, str]:
     """Options for ``jax.jit(..., compiler_options=...)``.
 
     Args:
         backend: ``"cpu"``, ``"gpu"`` or ``"tpu"``; by default the one that JAX uses.
+        inference: Those for a forward pass alone.
 
     Returns:
         Options that this jaxlib knows; empty where its defaults are best.
     """
-    return dict(_options(backend or jax.default_backend()))
+    return dict(_options(backend or jax.default_backend(), inference))
 
 
 @functools.cache
-def _options(backend):
-    options = {"cpu": _CPU, "gpu": _GPU}.get(backend, {})
+def _options(backend, inference):
+    options = {"cpu": _CPU, "gpu": _GPU | (_GPU_GRAPHS if inference else {})}.get(backend, {})
+    if _are_known(options):
+        return options
+    return {name: value for name, value in options.items() if _are_known({name: value})}
+
+
+def _are_known(options):
     try:
         jax.jit(lambda x: x + 1, compiler_options=options).lower(1.0).compile()
-    except jax.errors.JaxRuntimeError:  # an option that another jaxlib may not have
-        return {}
-    return options
+    except jax.errors.JaxRuntimeError:  # another jaxlib may not have one of them
+        return False
+    return True
 
 
 def jit(function: Callable, **options) -> Callable:
-    """``jax.jit(function, **options)`` with :func:`compiler_options`.
+    """``jax.jit(function, **options)`` with :func:`compiler_options` for inference.
 
     JAX takes those at top level alone: within ``jax.jit``, ``jax.grad`` and the like it is compiled without.
     """
-    alone = jax.jit(function, compiler_options=compiler_options(), **options)
+    alone = jax.jit(function, compiler_options=compiler_options(inference=True), **options)
     within = jax.jit(function, **options)
 
     @functools.wraps(function)

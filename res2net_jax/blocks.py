@@ -30,7 +30,7 @@ class Bottle2neck(nnx.Module):
         self.act = Activation(arch.act_layer)
         self.is_first = plan.stride > 1 or in_features != out_features
 
-        # What may be padded (alignment). Not in groups, whose kernels say by their shape which channels belong together.
+        # What may be padded (alignment). In groups the kernels' shapes say which channels belong together.
         one, all_splits = (1, arch.scale) if arch.cardinality == 1 else (None, None)
 
         self.conv1 = Conv(in_features, width * arch.scale, 1, splits=(None, all_splits), **dtypes)

@@ -101,12 +101,14 @@ def widen(kernel: Float[Array, "3 3 i o"], columns: int) -> Float[Array, "3 3 i2
     """The kernel of :func:`by_columns`."""
     group, before, after = np.ogrid[:3, :columns, :columns]
     tap = (group - 1) * columns + before - after + 1  # that leads from one column to the other
-    parts = [jnp.where((tap == i)[None, :, :, None, :, None], kernel[:, i, None, None, :, None, :], 0) for i in range(3)]
+    parts = [
+        jnp.where((tap == i)[None, :, :, None, :, None], kernel[:, i, None, None, :, None, :], 0) for i in range(3)
+    ]
     return sum(parts).reshape(3, 3, columns * kernel.shape[2], columns * kernel.shape[3])
 
 
 def in_columns(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "o2 3 3 i2"], bias: Float[Array, "o2"], columns: int
+    x: Float[Array, "b h w i"], kernel: Float[Array, "o2 3 3 i2"], bias: Float[Array, " o2"], columns: int
 ) -> Float[Array, "b h w o"]:
     """:func:`by_columns` with a bias, of a kernel that is widened and turned (:func:`out_first`) already."""
     b, h, w, features = x.shape
@@ -192,16 +194,17 @@ def _is_plain_3x3(x, kernel, stride, dilation, groups):
 def _columns(x, kernel, stride, dilation, groups):
     """How many columns :func:`by_columns` should take together; as measured on an H200, forward and backward."""
     plain = kernel.shape[0] == 3 and stride == dilation == groups == 1
-    if alignment.multiple(x.dtype) == 1 or not plain or x.shape[2] < 28:
+    width = x.shape[2]  # may be symbolic, in jax.export
+    if alignment.multiple(x.dtype) == 1 or not plain or not isinstance(width, int) or width < 28:
         return 1
     columns = 4 if x.shape[-1] <= 16 else 2
-    return columns if x.shape[-1] <= 56 and x.shape[2] % columns == 0 else 1
+    return columns if x.shape[-1] <= 56 and width % columns == 0 else 1
 
 
 def _is_stem(x, kernel, stride, dilation, groups):
     """On few channels, at stride 2, and with a centre that :func:`by_depth` is for (3x3, 7x7)."""
     plain = dilation == groups == 1 and stride == 2 and kernel.shape[0] % 4 == 3 and kernel.shape[2] <= 4
-    return plain and x.shape[1] % 2 == x.shape[2] % 2 == 0
+    return plain and all(isinstance(size, int) and size % 2 == 0 for size in x.shape[1:3])
 
 
 def _is_narrowing_1x1(x, kernel, stride, groups):

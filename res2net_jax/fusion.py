@@ -50,7 +50,8 @@ def compile(
 
     Compiled once for every shape of images. On a CPU its 3x3 convolutions are computed in other ways than the plain one
     (``res2net_jax.convolution``), equal but for rounding, and its stages take a few images at a time
-    (``res2net_jax.microbatch``). The weights stay where they are: for several devices load the model with a
+    (``res2net_jax.microbatch``). On a GPU, in 16-bit numbers, its splits are padded with zeros to what the tensor cores
+    take (``res2net_jax.alignment``). The weights stay where they are: for several devices load the model with a
     ``sharding`` and pass images that are sharded over the batch.
 
     Args:
@@ -101,7 +102,7 @@ def compiled(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array,
 
 
 def cast_weights(model: Res2Net) -> None:
-    """Casts the weights of convolutions and the classifier to what they compute in, and pads them, as every call would."""
+    """Casts the weights of convolutions and the classifier to what they compute in, and pads them, as calls would."""
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Conv):
             kernel, bias = module.weights(module.dtype or module.kernel.dtype)

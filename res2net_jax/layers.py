@@ -56,7 +56,7 @@ class Conv(nnx.Module):
         out = self.convolve(x.astype(dtype), kernel, stride=self.stride, dilation=self.dilation, groups=self.groups)
         return out if bias is None else out + bias
 
-    def weights(self, dtype: jnp.dtype) -> tuple[Float[Array, "k k i2 o2"], Float[Array, "o2"] | None]:
+    def weights(self, dtype: jnp.dtype) -> tuple[Float[Array, "k k i2 o2"], Float[Array, " o2"] | None]:
         """Kernel and bias as it computes with them: in ``dtype``, their splits padded (``res2net_jax.alignment``)."""
         to, (before, after) = alignment.multiple(dtype), self.splits
         kernel = alignment.pad(alignment.pad(self.kernel[...].astype(dtype), before, to, axis=-2), after, to)
@@ -137,7 +137,7 @@ class BatchNorm(nnx.Module):
 
 def _moments(x):
     """Mean and biased variance of each group of ``x`` [g, n, h, w, c], of shape [g, 1, 1, 1, c]."""
-    if jax.default_backend() == "gpu":
+    if _on_one_gpu():
         return _moments_in_one_pass(x)
     # XLA:CPU takes what is done to each value into its sums, unless others use that too: then it is written to memory
     # first. Hence x in another shape for each: a training step of res2net50_48w_2s in 655 ms for 683.
@@ -162,9 +162,14 @@ def _moments_in_one_pass(x):
     return first + mean[..., None, :], var[..., None, :]
 
 
+def _on_one_gpu():
+    """With many, the first pixel would be sent to all before anything is summed."""
+    return jax.default_backend() == "gpu" and jax.device_count() == 1
+
+
 def _is_short(x):
     """Whether a GPU should sum each image of ``x`` [g, n, h, w, c] first, since XLA has few cores sum 4096 rows."""
-    return jax.default_backend() == "gpu" and x[0, ..., 0].size <= 4096
+    return _on_one_gpu() and x[0, ..., 0].size <= 4096
 
 
 def _of_each_image(values, x):

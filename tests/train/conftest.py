@@ -106,7 +106,7 @@ def free_port():
     """A port that nobody uses, and that nobody takes before it is used."""
     for port in _PORTS:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("localhost", port))
+            probe.bind(("127.0.0.1", port))
             return port
 
 
