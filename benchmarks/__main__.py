@@ -6,6 +6,7 @@
     input         training pictures per second of one worker's core, beside torchvision's DataLoader
     compilation   seconds to compile and memory, of 50 and of 101 layers
     scaling       what the devices tell each other in a training step, read from the compiled program
+    kernels       where the time of a call goes on a GPU
     chart         the picture in the README, from the results of inference
     all           one after the other
 
@@ -26,7 +27,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs r
 
 from res2net_jax.command_line import main
 
-TASKS = ("inference", "train", "startup", "input", "compilation", "scaling", "chart")
+TASKS = ("inference", "train", "startup", "input", "compilation", "scaling", "chart", "kernels")
 
 
 def run(arguments: list[str]) -> None:
@@ -40,6 +41,8 @@ def run(arguments: list[str]) -> None:
         if options:
             raise ValueError(f"all takes no options, got {' '.join(options)}; give them to one of {', '.join(TASKS)}")
         for name in TASKS:  # each in a process of its own, that leaves the memory to the next
+            if name == "kernels":  # for GPUs alone
+                continue
             print(f"\n=== {name}", file=sys.stderr)
             subprocess.run([sys.executable, "-m", "benchmarks", name], check=True)
         return

@@ -5,6 +5,7 @@ then do not, of either sort apart (``benchmarks.cores``). float32 on the CPU, wi
 (torch: autocast and channels_last) on a GPU.
 """
 
+import contextlib
 import dataclasses
 import functools
 import statistics
@@ -15,7 +16,7 @@ import tyro
 
 from benchmarks import ours, peers, results, torch_peer
 from benchmarks.cores import FAR
-from benchmarks.turns import measure
+from benchmarks.turns import Runners
 from res2net_jax.command_line import table
 
 MODELS = (
@@ -57,6 +58,8 @@ class Options:
     """Turns of each runner."""
     seconds: float = 1.0
     """A measurement repeats the task at least this long."""
+    at_once: bool = False
+    """Compile for all rows at once, then time them: in minutes for an hour, where the memory holds them all."""
     results: Path = results.FOLDER
 
 
@@ -72,9 +75,16 @@ def run(task: str, arguments: list[str]) -> None:
     rows = [("model", "batch", "cores", "turns", *figures)]
     kind = "bfloat16" if torch_peer.ON_GPU else f"float32, {torch_peer.THREADS} threads each"
     remark = f"{kind}, medians; above 1 we are the faster; cores are near within {FAR} ns there and back"
-    for model in options.models:
-        for batch in options.batches or BATCHES[task]:
-            for place, turns in measure(RUNNERS[task], model, batch, options.rounds, options.seconds).items():
+    tasks = [(model, batch) for model in options.models for batch in options.batches or BATCHES[task]]
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for model, batch in tasks if options.at_once else ():
+            runners = Runners(RUNNERS[task], model, batch, options.seconds, at_once=True)
+            started[model, batch] = stack.enter_context(runners)
+        for model, batch in tasks:
+            with started.get((model, batch)) or Runners(RUNNERS[task], model, batch, options.seconds) as runners:
+                found = runners.turns(options.rounds)
+            for place, turns in found.items():
                 medians = {name: statistics.median(durations) for name, durations in turns.items()}
                 milliseconds = [f"{1e3 * medians[name]:.1f}" if name in medians else "" for name in names]
                 ratios = [f"{medians[name] / medians[first]:.2f}" if name in medians else "" for name in others]

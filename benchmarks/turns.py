@@ -16,58 +16,83 @@ from res2net_jax.files import first_line
 def measure(
     makers: dict[str, Callable], model: str, batch: int, rounds: int, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds of one execution in each turn of each runner; a peer that fails is named on stderr and left out.
+    """The :class:`Runners` of ``makers``, each ready before the next is started, and their ``turns``."""
+    with Runners(makers, model, batch, seconds) as runners:
+        return runners.turns(rounds)
+
+
+class Runners:
+    """Each in a process of its own; a peer that fails is named on stderr and left out.
 
     Args:
         makers: Each is called with ``model`` and ``batch`` in its process, and gives a function to be timed.
-        rounds: Turns that each takes.
         seconds: Of a turn, at least.
-
-    Returns:
-        For ``near`` and ``far`` cores (``benchmarks.cores``) the turns that began and ended with such, if every runner
-        had one; else all turns as ``mixed``, or under the empty name where nothing can tell.
+        at_once: Compile all at once, and go on while they do.
 
     Raises:
         RuntimeError: The first of ``makers`` fails.
     """
-    processes = multiprocessing.get_context("spawn")
-    runners, started, turns = {}, [], []
 
-    def hear(name):
+    def __init__(self, makers: dict[str, Callable], model: str, batch: int, seconds: float, *, at_once: bool = False):
+        processes = multiprocessing.get_context("spawn")
+        self._row = f"{model} at batch {batch}"
+        self._first = next(iter(makers))
+        self._pipes, self._started = {}, []
+        try:
+            for name, make in makers.items():
+                self._pipes[name], its_end = processes.Pipe()
+                self._started.append(processes.Process(target=_serve, args=(its_end, make, model, batch, seconds)))
+                self._started[-1].start()
+                its_end.close()
+                if not at_once:
+                    self._hear(name)
+            self._silent = list(self._pipes) if at_once else []
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def turns(self, rounds: int) -> dict[str, dict[str, list[float]]]:
+        """Seconds of one execution in each of ``rounds`` turns of each runner.
+
+        Returns:
+            For ``near`` and ``far`` cores (``benchmarks.cores``) the turns that began and ended with such, if every
+            runner had one; else all turns as ``mixed``, or under the empty name where nothing can tell.
+        """
+        turns = []
+        while self._silent:
+            self._hear(self._silent.pop(0))
+        place = placement()
+        for _ in range(rounds):
+            for name in list(self._pipes):
+                with contextlib.suppress(BrokenPipeError):  # killed since, as the next line hears
+                    self._pipes[name].send("your turn")
+                duration, before, place = self._hear(name), place, placement()
+                turns.append((name, before if place == before else None, duration))
+        return _by_place([turn for turn in turns if turn[0] in self._pipes])
+
+    def _hear(self, name):
         """What ``name`` says; None, and it is left out, if that is what went wrong."""
         try:
-            answer = runners[name].recv()
+            answer = self._pipes[name].recv()
         except EOFError:
             answer = "its process was killed; is the memory enough?"
         if not isinstance(answer, str):
             return answer
-        text = f"{name} cannot run {model} at batch {batch}: {answer}"
-        if name == next(iter(makers)):
+        text = f"{name} cannot run {self._row}: {answer}"
+        if name == self._first:
             raise RuntimeError(text)
         print(text, file=sys.stderr)
-        runners.pop(name).close()
+        self._pipes.pop(name).close()
         return None
 
-    try:
-        for name, make in makers.items():
-            runners[name], its_end = processes.Pipe()
-            started.append(processes.Process(target=_serve, args=(its_end, make, model, batch, seconds)))
-            started[-1].start()
-            its_end.close()
-            hear(name)
-        place = placement()
-        for _ in range(rounds):
-            for name in list(runners):
-                with contextlib.suppress(BrokenPipeError):  # killed since, as the next line hears
-                    runners[name].send("your turn")
-                duration, before, place = hear(name), place, placement()
-                turns.append((name, before if place == before else None, duration))
-    finally:
-        for runner in runners.values():
-            runner.close()  # its process then ends
-        for process in started:
+    def __enter__(self) -> "Runners":
+        return self
+
+    def __exit__(self, *error):
+        for pipe in self._pipes.values():
+            pipe.close()  # its process then ends
+        for process in self._started:
             process.join()
-    return _by_place([turn for turn in turns if turn[0] in runners])
 
 
 def _by_place(turns):

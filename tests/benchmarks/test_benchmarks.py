@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from benchmarks import chart, cores, results, scaling, timing, turns
+from benchmarks import chart, cores, kernels, results, scaling, timing, turns
 from res2net_jax.command_line import table
 
 
@@ -29,7 +29,7 @@ def killed(model, batch):
 def test_turns_and_peers_that_fail(capsys):
     sleepers = {name: functools.partial(sleeping, ms) for name, ms in (("ours", 1), ("slow", 20))}
     others = {"broken": failing, "large": killed, "lost": killed_in_its_turn, "tired": failing_in_its_turn}
-    for durations in timing.measure(sleepers | others, "m", 1, rounds=3, seconds=0.0).values():
+    for durations in turns.measure(sleepers | others, "m", 1, rounds=3, seconds=0.0).values():
         assert durations.keys() == {"ours", "slow"} and min(durations["slow"]) >= 0.02 > min(durations["ours"])
     messages = capsys.readouterr().err.splitlines()
     assert messages[0] == "broken cannot run m at batch 1: no memory"
@@ -38,7 +38,40 @@ def test_turns_and_peers_that_fail(capsys):
     assert messages[3] == "tired cannot run m at batch 1: no memory left"
     assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError, match="no memory"):
-        timing.measure({"ours": failing}, "m", 1, rounds=1, seconds=0.0)
+        turns.measure({"ours": failing}, "m", 1, rounds=1, seconds=0.0)
+
+
+def test_rows_that_compile_at_once(capsys):
+    sleepers = {name: functools.partial(sleeping, 1) for name in ("ours", "theirs")}
+    with (
+        turns.Runners(sleepers | {"broken": failing}, "m", 1, 0.0, at_once=True) as first,
+        turns.Runners(sleepers, "n", 2, 0.0, at_once=True) as second,
+        turns.Runners({"ours": failing}, "o", 1, 0.0, at_once=True) as third,
+    ):
+        assert all(by.keys() == sleepers.keys() for row in (first, second) for by in row.turns(2).values())
+        with pytest.raises(RuntimeError, match="ours cannot run o at batch 1: no memory"):
+            third.turns(2)
+    assert capsys.readouterr().err == "broken cannot run m at batch 1: no memory\n"
+    assert not multiprocessing.active_children()
+
+
+def test_kernels_by_what_they_do_and_by_name():
+    launches = [
+        kernels.Kernel("cudnn-conv-bw-filter.3", "sm90_xmma_wgrad", 0, 2e6),
+        kernels.Kernel("command_buffer", "sm90_xmma_fprop_implicit_gemm", 1e6, 3e6),
+        kernels.Kernel("command_buffer", "nvjet_sm90", 4e6, 5e6),
+        kernels.Kernel("command_buffer", "loop_concatenate_fusion_2", 5e6, 6e6),
+        kernels.Kernel("command_buffer", "input_reduce_fusion", 8e6, 9e6),
+        kernels.Kernel("loop_add_fusion", "loop_add_fusion", 9e6, 10e6),
+    ]
+    assert kernels.busy_and_span(launches) == (7e6, 10e6)
+    rows = kernels.summary(launches, calls=2)
+    assert rows[1] == ("convolutions, gradients of kernels", "1.000", "25.0%", "0", "2000.0")
+    assert [row[0] for row in rows[1:7]] == [
+        "convolutions, gradients of kernels", "convolutions", "matrix products", "concatenations", "reductions",
+        "elementwise",
+    ]  # fmt: skip
+    assert rows[7][0] == "sm90_xmma_wgrad" and len(rows) == 13
 
 
 def killed_in_its_turn(model, batch):
@@ -64,7 +97,7 @@ def test_turns_on_cores_near_and_far_are_apart(monkeypatch):
         ([""] * 7, {"": 3}),
     ):
         monkeypatch.setattr(turns, "placement", functools.partial(next, iter(seen)))
-        found = timing.measure(makers, "m", 1, rounds=3, seconds=0.0)
+        found = turns.measure(makers, "m", 1, rounds=3, seconds=0.0)
         assert {place: min(map(len, by.values())) for place, by in found.items()} == turns_in
 
 
@@ -95,7 +128,7 @@ def test_a_round_trip_takes_time():
 
 def test_runners_of_inference_run():
     makers = {name: timing.RUNNERS["inference"][name] for name in ("res2net_jax", "timm eager")}
-    for durations in timing.measure(makers, "res2net50_48w_2s", 1, rounds=1, seconds=0.0).values():
+    for durations in turns.measure(makers, "res2net50_48w_2s", 1, rounds=1, seconds=0.0).values():
         assert durations.keys() == makers.keys() and min(map(min, durations.values())) > 0
 
 
