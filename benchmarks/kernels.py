@@ -66,7 +66,7 @@ def run(task: str, arguments: list[str]) -> None:
     busy, span = busy_and_span(kernels)
     remark = (
         f"{options.task} of {options.model} at batch {options.batch}, bfloat16; while it is profiled a call takes "
-        f"{span / CALLS / 1e6:.2f} ms, {busy / span:.0%} of it in {len(kernels) / CALLS:.0f} kernels; the longest ones last"
+        f"{span / CALLS / 1e6:.2f} ms, {busy / span:.0%} of it in {len(kernels) / CALLS:.0f} kernels; longest last"
     )
     rows = summary(kernels, CALLS)
     print(results.write(task, rows, remark, ("jax", "flax"), options.results))
