@@ -55,11 +55,13 @@ def relu_of_sum(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.maximum(x + y, 0)  # as the product before it can take in
 
 
+@jax.custom_jvp
+def _of_two(x, y):
+    return jnp.maximum(x, -y) + y
+
+
+@_of_two.defjvp
 @relu_of_sum.defjvp
 def _relu_of_sum_jvp(primals, tangents):
     out = _of_two(*primals)
     return out, jnp.where(out > 0, tangents[0] + tangents[1], 0)
-
-
-def _of_two(x, y):
-    return jnp.maximum(x, -y) + y

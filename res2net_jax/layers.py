@@ -51,7 +51,7 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         if self.columns:
-            return convolution.in_columns(x.astype(dtype), self.kernel[...], self.bias[...], self.columns)
+            return convolution.in_columns(x.astype(dtype), *self.weights(dtype), self.columns)
         kernel, bias = self.weights(dtype)
         out = self.convolve(x.astype(dtype), kernel, stride=self.stride, dilation=self.dilation, groups=self.groups)
         return out if bias is None else out + bias

@@ -67,3 +67,8 @@ def test_each_residual_sum_is_computed_once(program):
     fusions = re.findall(r"^%fused_computation\S* \((.*?)\) -> f32\[(?:2,4,4|32),1024\] {", text, re.MULTILINE)
     assert fusions
     assert max(len(re.findall(r"f32\[(?:2,4,4|32),1024\]", parameters)) for parameters in fusions) <= 4
+
+
+@pytest.mark.parametrize("x, y", [(0.0, 0.0), (1.0, -1.0)])
+def test_relu_of_sum_has_no_second_derivative_where_it_bends(x, y):
+    assert jax.grad(jax.grad(relu_of_sum))(x, y) == 0

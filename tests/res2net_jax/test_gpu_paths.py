@@ -8,6 +8,7 @@ from flax import nnx
 
 import res2net_jax
 from res2net_jax import alignment, convolution, layers
+from res2net_jax.cost import cost
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -140,3 +141,16 @@ def test_a_compiled_model(model, width, request):
     request.getfixturevalue("as_on_a_gpu")
     equal(res2net_jax.compile(model)(images), plain)
     equal(jax.jit(lambda model, images: model(images))(model, images), plain)
+
+
+def test_sixteen_bit_weights_and_float32_images(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model = res2net_jax.create("res2net50_14w_8s", param_dtype=jnp.bfloat16, layers=(2,), channels=(64,)).eval()
+    assert jnp.isfinite(res2net_jax.compile(model)(jnp.ones((1, 32, 32, 3), jnp.float32))).all()
+
+
+def test_cost_is_of_the_channels_that_there_are(monkeypatch):
+    model = res2net_jax.create("res2net50_14w_8s", dtype=jnp.bfloat16, layers=(2,), channels=(64,))
+    plain = cost(model, 64, 64)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert cost(model, 64, 64) == plain
