@@ -13,14 +13,6 @@ from benchmarks.cores import placement
 from res2net_jax.files import first_line
 
 
-def measure(
-    makers: dict[str, Callable], model: str, batch: int, rounds: int, seconds: float
-) -> dict[str, dict[str, list[float]]]:
-    """The :class:`Runners` of ``makers``, each ready before the next is started, and their ``turns``."""
-    with Runners(makers, model, batch, seconds) as runners:
-        return runners.turns(rounds)
-
-
 class Runners:
     """Each in a process of its own; a peer that fails is named on stderr and left out.
 

@@ -45,14 +45,14 @@ class Activation(nnx.Module):
 def relu_of_sum(x: jax.Array, y: jax.Array) -> jax.Array:
     """``relu(x + y)``, in the form that the backend at hand computes best.
 
-    On a CPU and in training it is an operation of two arrays, ``max(x, -y) + y``: equal to the bit, except that where y
-    is -inf it is NaN, not 0. An operation of one, as relu, XLA:CPU computes again within each use of it: in a row of
+    But at inference on a GPU it is an operation of two arrays, ``max(x, -y) + y``: equal to the bit, except that where
+    y is -inf it is NaN, not 0. An operation of one, as relu, XLA:CPU computes again within each use of it: in a row of
     residual blocks, whose output is used by the block after it and by that one's own sum, all sums before would be
     computed again in each. On a GPU the gradient would keep the sum beside its relu.
     """
-    if jax.default_backend() == "cpu":
-        return _of_two(x, y)
-    return jnp.maximum(x + y, 0)  # as the product before it can take in
+    if jax.default_backend() == "gpu":
+        return jnp.maximum(x + y, 0)  # as the product before it can take in
+    return _of_two(x, y)
 
 
 @jax.custom_jvp

@@ -50,14 +50,17 @@ def compiler_options(backend: str | None = None, *, inference: bool = False) -> 
 @functools.cache
 def _options(backend, inference):
     options = {"cpu": _CPU, "gpu": _GPU | (_GPU_GRAPHS if inference else {})}.get(backend, {})
-    if _are_known(options):
+    if _are_known(tuple(options.items())):
         return options
-    return {name: value for name, value in options.items() if _are_known({name: value})}
+    return {name: value for name, value in options.items() if _are_known(((name, value),))}
 
 
+@functools.cache
 def _are_known(options):
+    if not options:
+        return True
     try:
-        jax.jit(lambda x: x + 1, compiler_options=options).lower(1.0).compile()
+        jax.jit(lambda x: x + 1, compiler_options=dict(options)).lower(1.0).compile()
     except jax.errors.JaxRuntimeError:  # another jaxlib may not have one of them
         return False
     return True

@@ -30,32 +30,14 @@ def direct(
         # inference at batch 8 in 0.57 s for 0.75, a training step in 2.9 s for 3.5). Of matrices, not of
         # [b, h, w, i]: the kernel's gradient would contract three axes, before which XLA:CPU transposes them.
         return _multiply(x[:, ::stride, ::stride], kernel[0, 0])
-    pad = dilation * (size - 1) // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
+    return _padded(x, kernel, size, "HWIO", stride, dilation, groups)
 
 
 def out_first(
     x: Float[Array, "b h w i"], kernel: Float[Array, "o k k i2"], *, stride: int, dilation: int, groups: int
 ) -> Float[Array, "b h2 w2 o"]:
     """:func:`direct`, of a kernel in OHWI: as cuDNN takes it, where every call would transpose one in HWIO."""
-    pad = dilation * (kernel.shape[1] - 1) // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "OHWI", "NHWC"),
-        feature_group_count=groups,
-    )
+    return _padded(x, kernel, kernel.shape[1], "OHWI", stride, dilation, groups)
 
 
 def by_depth(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> Float[Array, "b h2 w2 o"]:
@@ -87,13 +69,7 @@ def by_columns(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"], colu
     tensor cores compute a tile of 64 channels whatever is in it.
     """
     b, h, w, features = x.shape
-    out = lax.conv_general_dilated(
-        x.reshape(b, h, w // columns, columns * features),
-        widen(kernel, columns),
-        window_strides=(1, 1),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    out = _padded(x.reshape(b, h, w // columns, columns * features), widen(kernel, columns), 3, "HWIO", 1, 1, 1)
     return out.reshape(b, h, w, kernel.shape[-1])
 
 
@@ -175,6 +151,19 @@ def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Floa
     return below + at + above
 
 
+def _padded(x, kernel, size, order, stride, dilation, groups):
+    pad = dilation * (size - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", order, "NHWC"),
+        feature_group_count=groups,
+    )
+
+
 def _once_there_is(x, kernel):
     """``kernel``, but for the sign of its zeros, in a way that its transforms wait for ``x``.
 
@@ -195,7 +184,7 @@ def _columns(x, kernel, stride, dilation, groups):
     """How many columns :func:`by_columns` should take together; as measured on an H200, forward and backward."""
     plain = kernel.shape[0] == 3 and stride == dilation == groups == 1
     width = x.shape[2]  # may be symbolic, in jax.export
-    if alignment.multiple(x.dtype) == 1 or not plain or not isinstance(width, int) or width < 28:
+    if alignment.multiple(x.dtype) == 1 or not plain or not _is_free(x) or not isinstance(width, int) or width < 28:
         return 1
     columns = 4 if x.shape[-1] <= 16 else 2
     return columns if x.shape[-1] <= 56 and width % columns == 0 else 1
@@ -204,7 +193,12 @@ def _columns(x, kernel, stride, dilation, groups):
 def _is_stem(x, kernel, stride, dilation, groups):
     """On few channels, at stride 2, and with a centre that :func:`by_depth` is for (3x3, 7x7)."""
     plain = dilation == groups == 1 and stride == 2 and kernel.shape[0] % 4 == 3 and kernel.shape[2] <= 4
-    return plain and all(isinstance(size, int) and size % 2 == 0 for size in x.shape[1:3])
+    return plain and _is_free(x) and all(isinstance(size, int) and size % 2 == 0 for size in x.shape[1:3])
+
+
+def _is_free(x):
+    """Whether the compiler places ``x``: under a mesh of explicit axes JAX refuses to reshape what is sharded."""
+    return jax.sharding.AxisType.Explicit not in jax.typeof(x).sharding.mesh.axis_types
 
 
 def _is_narrowing_1x1(x, kernel, stride, groups):

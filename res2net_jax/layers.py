@@ -68,8 +68,8 @@ class BatchNorm(nnx.Module):
 
     In training it normalises by the batch's biased variance and moves the running variance towards
     the unbiased one. Statistics are float32 (float64 in a float64 model) whatever the compute
-    ``dtype``, and the variance is taken about the mean: E[x^2] - E[x]^2 cancels on inputs with a
-    large mean.
+    ``dtype``, and the variance is taken about the mean, on one GPU about the first pixel:
+    E[x^2] - E[x]^2 cancels on inputs with a large mean.
 
     With ``group_size`` n each n consecutive images of a training batch are normalised by themselves,
     and the first group moves the running statistics: what torch.nn.DataParallel does with n images
@@ -150,7 +150,8 @@ def _moments(x):
 def _moments_in_one_pass(x):
     """:func:`_moments`, reading ``x`` once where that reads it twice.
 
-    About the first pixel, for E[x^2] - E[x]^2 cancels on inputs with a large mean (Chan, Golub & LeVeque 1983).
+    About the first pixel, for E[x^2] - E[x]^2 cancels on inputs with a large mean (Chan, Golub & LeVeque 1983); of a
+    first pixel 10 standard deviations off the mean float32 loses 2e-6 of the variance, of one 100 off 1e-3.
     """
     first = x[:, :1, :1, :1]
     pixels = (x - first).reshape(*x.shape[:2], -1, x.shape[-1])
@@ -158,7 +159,7 @@ def _moments_in_one_pass(x):
     mean, square = pixels.mean(axis, keepdims=True), jnp.square(pixels).mean(axis, keepdims=True)
     if _is_short(x):
         mean, square = (values.mean(1, keepdims=True) for values in lax.optimization_barrier((mean, square)))
-    var = jnp.maximum(square - jnp.square(mean), 0)
+    var = jnp.maximum(square - jnp.square(mean), 0)  # of ten million pixels and more, rounding could exceed it
     return first + mean[..., None, :], var[..., None, :]
 
 

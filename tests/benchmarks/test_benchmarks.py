@@ -14,6 +14,11 @@ from benchmarks import chart, cores, kernels, results, scaling, timing, turns
 from res2net_jax.command_line import table
 
 
+def measure(makers, rounds, model="m"):
+    with turns.Runners(makers, model, 1, 0.0) as runners:
+        return runners.turns(rounds)
+
+
 def sleeping(milliseconds, model, batch):
     return functools.partial(time.sleep, milliseconds / 1e3)
 
@@ -29,7 +34,7 @@ def killed(model, batch):
 def test_turns_and_peers_that_fail(capsys):
     sleepers = {name: functools.partial(sleeping, ms) for name, ms in (("ours", 1), ("slow", 20))}
     others = {"broken": failing, "large": killed, "lost": killed_in_its_turn, "tired": failing_in_its_turn}
-    for durations in turns.measure(sleepers | others, "m", 1, rounds=3, seconds=0.0).values():
+    for durations in measure(sleepers | others, rounds=3).values():
         assert durations.keys() == {"ours", "slow"} and min(durations["slow"]) >= 0.02 > min(durations["ours"])
     messages = capsys.readouterr().err.splitlines()
     assert messages[0] == "broken cannot run m at batch 1: no memory"
@@ -38,7 +43,7 @@ def test_turns_and_peers_that_fail(capsys):
     assert messages[3] == "tired cannot run m at batch 1: no memory left"
     assert not multiprocessing.active_children()
     with pytest.raises(RuntimeError, match="no memory"):
-        turns.measure({"ours": failing}, "m", 1, rounds=1, seconds=0.0)
+        measure({"ours": failing}, rounds=1)
 
 
 def test_rows_that_compile_at_once(capsys):
@@ -97,7 +102,7 @@ def test_turns_on_cores_near_and_far_are_apart(monkeypatch):
         ([""] * 7, {"": 3}),
     ):
         monkeypatch.setattr(turns, "placement", functools.partial(next, iter(seen)))
-        found = turns.measure(makers, "m", 1, rounds=3, seconds=0.0)
+        found = measure(makers, rounds=3)
         assert {place: min(map(len, by.values())) for place, by in found.items()} == turns_in
 
 
@@ -128,7 +133,7 @@ def test_a_round_trip_takes_time():
 
 def test_runners_of_inference_run():
     makers = {name: timing.RUNNERS["inference"][name] for name in ("res2net_jax", "timm eager")}
-    for durations in turns.measure(makers, "res2net50_48w_2s", 1, rounds=1, seconds=0.0).values():
+    for durations in measure(makers, rounds=1, model="res2net50_48w_2s").values():
         assert durations.keys() == makers.keys() and min(map(min, durations.values())) > 0
 
 
