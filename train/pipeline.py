@@ -1,5 +1,6 @@
 """From a function of an example's number to batches: threads or worker processes, a position, an orderly end."""
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -66,7 +67,7 @@ class Batches(grain.DatasetIterator):
         if workers < 0 or step < 0:
             raise ValueError(f"workers and start must not be negative; got {workers} and {step}")
         self.replaced = 0
-        self._all = grain.MapDataset.range(length).map(example).batch(batch_size)
+        self._all = grain.MapDataset.range(length // batch_size).map(_Batch(example, batch_size))
         self._process = process_index, process_count
         self._workers = workers
         self._batch_bytes = batch_size * example_bytes
@@ -119,6 +120,26 @@ class Batches(grain.DatasetIterator):
         if index not in self._described:
             self._described.add(index)
             tqdm.write(f"replaced a picture that cannot be read: {self._describe(index)}", file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Number of a batch -> its examples, each put in its place at once.
+
+    Grain's ``batch`` keeps them until the last is there, in memory that then comes anew, page by page, from the system.
+    """
+
+    example: Callable[[int], dict[str, Any]]
+    size: int
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        batch = {}
+        for place in range(self.size):
+            for key, value in self.example(index * self.size + place).items():
+                if place == 0:
+                    batch[key] = np.empty((self.size, *np.shape(value)), np.asarray(value).dtype)
+                batch[key][place] = value
+        return batch
 
 
 def _close(running):
