@@ -21,7 +21,7 @@ from benchmarks import results
 from train.data import Augment, train_batches
 from train.datasets import open_dataset
 
-BATCH, BATCHES, TURNS = 32, 16, 7
+BATCH, BATCHES, TURNS = 32, 16, 15
 REFERENCE = "torchvision, float"
 QUALITY = 97  # about 100 kB, as large as ImageNet's
 

@@ -48,7 +48,8 @@ class Files:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"image": Path(self.name(i)).read_bytes(), "label": int(self.labels[i])}
+        with open(self.name(i), "rb") as file:
+            return {"image": file.read(), "label": int(self.labels[i])}
 
     def name(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
