@@ -47,13 +47,18 @@ class Conv(nnx.Module):
         self.dtype = dtype
         self.convolve = convolution.for_training  # model.eval() and res2net_jax.compile set theirs
         self.columns = None  # set by res2net_jax.compile where they are taken together
+        self.more_kernels = None  # for the output's further channels, where res2net_jax.compile has cut the kernel
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         if self.columns:
             return convolution.in_columns(x.astype(dtype), *self.weights(dtype), self.columns)
         kernel, bias = self.weights(dtype)
-        out = self.convolve(x.astype(dtype), kernel, stride=self.stride, dilation=self.dilation, groups=self.groups)
+        x, options = x.astype(dtype), {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        out = self.convolve(x, kernel, **options)
+        if self.more_kernels:
+            more = [self.convolve(x, kernel[...].astype(dtype), **options) for kernel in self.more_kernels]
+            out = jnp.concatenate([out, *more], axis=-1)
         return out if bias is None else out + bias
 
     def weights(self, dtype: jnp.dtype) -> tuple[Float[Array, "k k i2 o2"], Float[Array, " o2"] | None]:

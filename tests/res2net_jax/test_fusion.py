@@ -147,6 +147,19 @@ def test_large_convolutions_of_a_compiled_model_and_of_its_training(x64):
         assert np.abs(a - b).max() <= 1e-11 * np.abs(b).max()
 
 
+@pytest.mark.parametrize("cores, pieces", [(1, 1), (2, 8)])
+def test_a_large_1x1_kernel_of_a_compiled_model_is_cut(cores, pieces, x64, monkeypatch):
+    monkeypatch.setattr(backend, "cores", lambda: cores)
+    model, x = random_model("float64", layers=(1,), channels=(256,), base_width=64, scale=2), images("float64")
+    run, expected = res2net_jax.compile(model), model(x)
+    assert str(jax.make_jaxpr(run)(x)).count("dot_general") == 3 + pieces  # of 144 columns; conv3's is 512 x 1024
+    assert np.abs(run(x) - expected).max() < 1e-13 * np.abs(expected).max()
+    graphdef, state = nnx.split(model)
+    within = jax.jit(lambda state, x: res2net_jax.compile(nnx.merge(graphdef, state))(x))(state, x)
+    assert np.abs(within - expected).max() < 1e-13 * np.abs(expected).max()
+    assert variables(model)["layer1.0.conv3.kernel"].shape == (1, 1, 512, 1024)  # the model itself is left as it was
+
+
 @pytest.mark.parametrize("make", [lambda model: model, res2net_jax.fuse, res2net_jax.compile])
 def test_no_images_have_no_logits(make):
     assert make(random_model("float32"))(images(batch=0)).shape == (0, 1000)
