@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from res2net_jax.adapt import adapt
-from res2net_jax.arch import Arch, override
+from res2net_jax.arch import Arch, natural, override
 from res2net_jax.files import (
     first_line,
     has_leftovers,
@@ -145,21 +146,32 @@ def restore(
     """
     folder = locate(folder)
     metadata = read_metadata(folder)
-    saved = abstract_model(metadata)
-    override(saved.arch, **(arch or {}))  # a mistake in the options shows before anything is read
-    wanted = Res2Net(
-        override(saved.arch, **(arch or {})),
-        num_classes=saved.num_classes if num_classes is None else num_classes,
-        in_chans=saved.in_chans if in_chans is None else in_chans,
-        dtype=dtype,
-        param_dtype=saved.param_dtype if param_dtype is None else param_dtype,
-        name=saved.name,
-        class_names=saved.class_names if num_classes in (None, saved.num_classes) else None,
-        preprocessing=saved.preprocessing,
-    )
+    saved = abstract_model(metadata, dtype=dtype)
+    # A mistake in the options shows before anything is read.
+    wanted = _as_asked_for(saved, num_classes, in_chans, param_dtype, override(saved.arch, **(arch or {})))
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     _fill(saved, folder, place, metadata.get("crc32", {}))
-    return adapt(saved, wanted, sharding=place).eval()
+    return (saved if wanted is None else adapt(saved, wanted, sharding=place)).eval()
+
+
+def _as_asked_for(saved, num_classes, in_chans, param_dtype, arch):
+    """The abstract model that is asked for; None if ``saved`` is it, for making one takes a tenth of a load."""
+    num_classes = saved.num_classes if num_classes is None else natural("num_classes", num_classes)
+    in_chans = saved.in_chans if in_chans is None else natural("in_chans", in_chans, least=1)
+    param_dtype = saved.param_dtype if param_dtype is None else jnp.dtype(param_dtype)
+    stored = saved.num_classes, saved.in_chans, saved.param_dtype, saved.arch
+    if (num_classes, in_chans, param_dtype, arch) == stored:
+        return None
+    return Res2Net(
+        arch,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        dtype=saved.dtype,
+        param_dtype=param_dtype,
+        name=saved.name,
+        class_names=saved.class_names if num_classes == saved.num_classes else None,
+        preprocessing=saved.preprocessing,
+    )
 
 
 def arrays(model: Res2Net) -> dict[str, jax.Array]:
@@ -186,12 +198,12 @@ def describe(model: Res2Net, *, source=None, certificate=None) -> dict[str, Any]
     }
 
 
-def abstract_model(metadata: dict[str, Any]) -> Res2Net:
-    """The model that :func:`describe` described, without its arrays."""
+def abstract_model(metadata: dict[str, Any], *, dtype=None) -> Res2Net:
+    """The model that :func:`describe` described, without its arrays; it computes in ``dtype``."""
     config = dict(metadata["model"])
     setting = metadata.get("preprocessing")
     setting = None if setting is None else Preprocessing(**setting)
-    return Res2Net(Arch(**config.pop("arch")), preprocessing=setting, **config)
+    return Res2Net(Arch(**config.pop("arch")), preprocessing=setting, dtype=dtype, **config)
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
