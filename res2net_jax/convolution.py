@@ -98,6 +98,17 @@ def in_columns(
     return wide.reshape(b, h, w, -1)
 
 
+def in_pieces(x: Float[Array, "b h w i"], kernels: list[Float[Array, "1 1 i _"]], *, stride: int) -> Array:
+    """A 1x1 convolution whose kernel is cut into pieces of a few output channels each.
+
+    XLA:CPU's products copy a matrix that several threads use into blocks first; not one that a single block spans.
+    """
+    x = x[:, ::stride, ::stride]
+    rows = x.reshape(-1, x.shape[-1])
+    out = lax.concatenate([lax.dot(rows, kernel[0, 0]) for kernel in kernels], 1)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
 def for_inference(
     x: Float[Array, "b h w i"], kernel: Float[Array, "k k i2 o"], *, stride: int, dilation: int, groups: int
 ) -> Float[Array, "b h2 w2 o"]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
@@ -32,13 +31,21 @@ def fuse(model: Res2Net) -> Res2Net:
     Raises:
         ValueError: ``model`` is in train mode.
     """
+    return _fused(model, is_cut=lambda conv: False)
+
+
+def _fused(model, is_cut):
+    """:func:`fuse`, with the kernels of some convolutions in pieces."""
     require_model(model)
     _require_eval(model)
     fused = nnx.merge(*nnx.split(model))
     pairs = _foldable(fused)
-    folded = _fold([_weights(conv, bn) for conv, bn in pairs])
-    for (conv, bn), (kernel, bias) in zip(pairs, folded):
+    cut = tuple(is_cut(conv) for conv, _ in pairs)
+    folded = _fold([_weights(conv, bn) for conv, bn in pairs], cut)
+    for (conv, bn), ((kernel, *more), bias) in zip(pairs, folded):
         conv.kernel = nnx.Param(kernel)
+        if more:
+            conv.more_kernels = nnx.data(nnx.List([nnx.Param(kernel) for kernel in more]))
         conv.bias = nnx.data(nnx.Param(bias))
         bn.folded = True  # it then passes its input on
         for name in ("scale", "bias", "mean", "var"):
@@ -80,13 +87,11 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
 
 def program(function: Callable, model: Res2Net) -> tuple[Callable, list[Array]]:
     """The jitted ``(weights, images) -> function(model, images)`` of :func:`compile_function`, and its weights."""
-    fused = fuse(model)
+    fused = _fused(model, _is_cut)
     cast_weights(fused)
     fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
     if jax.default_backend() == "gpu":
         _turn_kernels(fused)
-    elif jax.default_backend() == "cpu" and jax.device_count() == 1 and backend.cores() > 1:
-        _cut_kernels(fused)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     shared = {id(leaf) for leaf in jax.tree.leaves(nnx.state(model))}  # and gone, should a training step donate them
@@ -135,31 +140,15 @@ def _turn_kernels(model):
         module.splits = (None, None)  # padded already
 
 
-def _cut_kernels(model):
-    """Cuts large 1x1 kernels, of the last two stages, into pieces of a few columns each.
+def _is_cut(conv):
+    """Whether :func:`res2net_jax.convolution.in_pieces` is faster: of kernels of a MB or more (stages 3 and 4).
 
-    XLA:CPU's products copy a kernel that several threads use into blocks first; not one that a single block spans. Of
-    res2net50_14w_8s at batch 1 those of the last stage (49 pixels) take 18 % less time, of the one before 8 %; with
-    several images, and in pieces of as few as 48 columns or as many as 192, there is less to gain.
+    Those of res2net50_14w_8s at batch 1 take 18 % less time in the last stage (49 pixels) and 8 % in the one before.
     """
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, Conv) and _is_large_1x1(module):
-            kernel, *more = _cut(module.kernel.get_value())
-            module.kernel.set_value(kernel)
-            module.more_kernels = nnx.data(nnx.List([nnx.Param(kernel) for kernel in more]))
-
-
-def _is_large_1x1(conv):
-    """Of a MB or more."""
     kernel = conv.kernel.get_value()
-    return kernel.shape[0] == conv.groups == 1 and kernel.size >= 2**18 and kernel.dtype.itemsize >= 4
-
-
-def _cut(kernel):
-    starts = [*range(COLUMNS, kernel.shape[-1], COLUMNS)]
-    if isinstance(kernel, jax.core.Tracer):
-        return jnp.split(kernel, starts, axis=-1)
-    return jax.device_put(np.split(np.asarray(kernel), starts, axis=-1))  # JAX would compile a program for each
+    plain = kernel.shape[0] == conv.groups == 1 and conv.dtype in (None, kernel.dtype) and kernel.dtype.itemsize >= 4
+    several_threads = jax.default_backend() == "cpu" and jax.device_count() == 1 and backend.cores() > 1
+    return several_threads and plain and kernel.size >= 2**18
 
 
 @functools.cache  # for the programs of one function are kept, not those of equal ones
@@ -199,14 +188,16 @@ def _weights(conv, bn):
     return conv.kernel[...], bias, bn.scale[...], bn.bias[...], bn.mean[...], bn.var[...]
 
 
-@jax.jit
-def _fold(layers):
-    """(kernel, bias) of convolutions that do their BatchNorm's work; all in one program, for it starts faster."""
+@functools.partial(jax.jit, static_argnames="cut")
+def _fold(layers, cut):
+    """(kernels, bias) of convolutions that do their BatchNorm's work; all in one program, for it starts faster."""
     folded = []
-    for kernel, bias, bn_scale, bn_bias, mean, var in layers:
+    for (kernel, bias, bn_scale, bn_bias, mean, var), is_cut in zip(layers, cut):
         scale = bn_scale * lax.rsqrt(var + BatchNorm.eps)
         shift = bn_bias - mean * scale + (0 if bias is None else bias * scale)
-        folded.append(((kernel * scale).astype(kernel.dtype), shift.astype(kernel.dtype)))
+        kernel = (kernel * scale).astype(kernel.dtype)
+        starts = [*range(COLUMNS, kernel.shape[-1] - 47, COLUMNS)] if is_cut else []  # no piece of fewer than 48
+        folded.append((jnp.split(kernel, starts, axis=-1), shift.astype(kernel.dtype)))
     return folded
 
 

@@ -54,11 +54,11 @@ class Conv(nnx.Module):
         if self.columns:
             return convolution.in_columns(x.astype(dtype), *self.weights(dtype), self.columns)
         kernel, bias = self.weights(dtype)
-        x, options = x.astype(dtype), {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        out = self.convolve(x, kernel, **options)
-        if self.more_kernels:
-            more = [self.convolve(x, kernel[...].astype(dtype), **options) for kernel in self.more_kernels]
-            out = jnp.concatenate([out, *more], axis=-1)
+        x, more = x.astype(dtype), self.more_kernels
+        if more:
+            out = convolution.in_pieces(x, [kernel, *(piece.get_value() for piece in more)], stride=self.stride)
+        else:
+            out = self.convolve(x, kernel, stride=self.stride, dilation=self.dilation, groups=self.groups)
         return out if bias is None else out + bias
 
     def weights(self, dtype: jnp.dtype) -> tuple[Float[Array, "k k i2 o2"], Float[Array, " o2"] | None]:

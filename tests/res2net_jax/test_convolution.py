@@ -12,7 +12,7 @@ import torch
 import res2net_jax
 from res2net_jax import convolution
 from res2net_jax.backend import compiler_options
-from res2net_jax.convolution import by_rows, direct, for_inference, for_training
+from res2net_jax.convolution import by_rows, direct, for_inference, for_training, in_pieces
 from res2net_jax.winograd import winograd, winograd_in_training
 
 PLAIN = {"stride": 1, "dilation": 1, "groups": 1}
@@ -47,6 +47,14 @@ def test_strided_dilated_and_grouped_equal_torch(choose, change, shape, x64):
 @CHOICES
 def test_of_one_pixel_equals_torch(choose, change, x64):
     check(functools.partial(choose, **PLAIN | change), (2, 9, 8, 10), size=1, **change)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_in_pieces_equals_torch(stride, x64):
+    def cut(x, kernel):
+        return in_pieces(x, jnp.split(kernel, [3, 4], axis=-1), stride=stride)
+
+    check(cut, (2, 9, 8, 10), size=1, stride=stride)
 
 
 def test_winograd_in_training_has_no_forward_mode():
