@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from res2net_jax.arch import Arch, natural
 from res2net_jax.init import initialize, variables
 from res2net_jax.model import Res2Net
 
@@ -43,6 +44,34 @@ def adapt(trained: Res2Net, wanted: Res2Net, *, sharding: jax.sharding.Sharding)
             want = variables(wanted)[path]
             want.set_value(jax.device_put(want.get_value(), sharding))
     return wanted
+
+
+def asked_for(
+    saved: Res2Net, num_classes: int | None, in_chans: int | None, param_dtype: jnp.dtype | None, arch: Arch
+) -> Res2Net | None:
+    """The abstract model that is asked for, where None is as in ``saved``; None if it is ``saved`` itself.
+
+    To make one takes a tenth of a load.
+
+    Raises:
+        ValueError: An option is no number, or no type, that a model can have.
+    """
+    num_classes = saved.num_classes if num_classes is None else natural("num_classes", num_classes)
+    in_chans = saved.in_chans if in_chans is None else natural("in_chans", in_chans, least=1)
+    param_dtype = saved.param_dtype if param_dtype is None else jnp.dtype(param_dtype)
+    stored = saved.num_classes, saved.in_chans, saved.param_dtype, saved.arch
+    if (num_classes, in_chans, param_dtype, arch) == stored:
+        return None
+    return Res2Net(
+        arch,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        dtype=saved.dtype,
+        param_dtype=param_dtype,
+        name=saved.name,
+        class_names=saved.class_names if num_classes == saved.num_classes else None,
+        preprocessing=saved.preprocessing,
+    )
 
 
 def fit_first_conv(kernel: jax.Array, in_chans: int) -> jax.Array:

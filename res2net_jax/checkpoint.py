@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from res2net_jax.adapt import adapt
-from res2net_jax.arch import Arch, natural, override
+from res2net_jax.adapt import adapt, asked_for
+from res2net_jax.arch import Arch, override
 from res2net_jax.files import (
     first_line,
     has_leftovers,
@@ -148,30 +147,10 @@ def restore(
     metadata = read_metadata(folder)
     saved = abstract_model(metadata, dtype=dtype)
     # A mistake in the options shows before anything is read.
-    wanted = _as_asked_for(saved, num_classes, in_chans, param_dtype, override(saved.arch, **(arch or {})))
+    wanted = asked_for(saved, num_classes, in_chans, param_dtype, override(saved.arch, **(arch or {})))
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     _fill(saved, folder, place, metadata.get("crc32", {}))
     return (saved if wanted is None else adapt(saved, wanted, sharding=place)).eval()
-
-
-def _as_asked_for(saved, num_classes, in_chans, param_dtype, arch):
-    """The abstract model that is asked for; None if ``saved`` is it, for making one takes a tenth of a load."""
-    num_classes = saved.num_classes if num_classes is None else natural("num_classes", num_classes)
-    in_chans = saved.in_chans if in_chans is None else natural("in_chans", in_chans, least=1)
-    param_dtype = saved.param_dtype if param_dtype is None else jnp.dtype(param_dtype)
-    stored = saved.num_classes, saved.in_chans, saved.param_dtype, saved.arch
-    if (num_classes, in_chans, param_dtype, arch) == stored:
-        return None
-    return Res2Net(
-        arch,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        dtype=saved.dtype,
-        param_dtype=param_dtype,
-        name=saved.name,
-        class_names=saved.class_names if num_classes == saved.num_classes else None,
-        preprocessing=saved.preprocessing,
-    )
 
 
 def arrays(model: Res2Net) -> dict[str, jax.Array]:

@@ -59,10 +59,10 @@ def compile(
     """The fast way to run a model: fused, compiled with its backend's options, called without looking at the module.
 
     Compiled once for every shape of images. On a CPU its 3x3 convolutions are computed in other ways than the plain one
-    (``res2net_jax.convolution``), equal but for rounding, and its stages take a few images at a time
-    (``res2net_jax.microbatch``). On a GPU, in 16-bit numbers, its splits are padded with zeros to what the tensor cores
-    take (``res2net_jax.alignment``). The weights stay where they are: for several devices load the model with a
-    ``sharding`` and pass images that are sharded over the batch.
+    and its large 1x1 ones in pieces (``res2net_jax.convolution``), equal but for rounding, and its stages take a few
+    images at a time (``res2net_jax.microbatch``). On a GPU, in 16-bit numbers, its splits are padded with zeros to what
+    the tensor cores take (``res2net_jax.alignment``). The weights stay where they are: for several devices load the
+    model with a ``sharding`` and pass images that are sharded over the batch.
 
     Args:
         model: In eval mode; also one of ``features_only=True``. Later changes of its weights have no effect.

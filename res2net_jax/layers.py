@@ -54,9 +54,10 @@ class Conv(nnx.Module):
         if self.columns:
             return convolution.in_columns(x.astype(dtype), *self.weights(dtype), self.columns)
         kernel, bias = self.weights(dtype)
-        x, more = x.astype(dtype), self.more_kernels
-        if more:
-            out = convolution.in_pieces(x, [kernel, *(piece.get_value() for piece in more)], stride=self.stride)
+        x = x.astype(dtype)
+        if self.more_kernels:
+            more = [piece.get_value().astype(dtype) for piece in self.more_kernels]
+            out = convolution.in_pieces(x, [kernel, *more], stride=self.stride)
         else:
             out = self.convolve(x, kernel, stride=self.stride, dilation=self.dilation, groups=self.groups)
         return out if bias is None else out + bias

@@ -154,6 +154,10 @@ def test_a_large_1x1_kernel_of_a_compiled_model_is_cut(cores, pieces, x64, monke
     run, expected = res2net_jax.compile(model), model(x)
     assert str(jax.make_jaxpr(run)(x)).count("dot_general") == 3 + pieces  # of 144 columns; conv3's is 512 x 1024
     assert np.abs(run(x) - expected).max() < 1e-13 * np.abs(expected).max()
+    single = res2net_jax.compile(random_model("float32", layers=(1,), channels=(256,), base_width=64, scale=2))
+    assert (
+        np.abs(single(x) - expected).max() < 1e-5 * np.abs(expected).max()
+    )  # computes in what images and weights share
     graphdef, state = nnx.split(model)
     within = jax.jit(lambda state, x: res2net_jax.compile(nnx.merge(graphdef, state))(x))(state, x)
     assert np.abs(within - expected).max() < 1e-13 * np.abs(expected).max()
