@@ -54,7 +54,8 @@ def asked_for(
     To make one takes a tenth of a load.
 
     Raises:
-        ValueError: An option is no number, or no type, that a model can have.
+        ValueError: A number or a type that no model has.
+        TypeError: No type at all.
     """
     num_classes = saved.num_classes if num_classes is None else natural("num_classes", num_classes)
     in_chans = saved.in_chans if in_chans is None else natural("in_chans", in_chans, least=1)

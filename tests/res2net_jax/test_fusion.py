@@ -147,21 +147,34 @@ def test_large_convolutions_of_a_compiled_model_and_of_its_training(x64):
         assert np.abs(a - b).max() <= 1e-11 * np.abs(b).max()
 
 
-@pytest.mark.parametrize("cores, pieces", [(1, 1), (2, 7)])
-def test_a_large_1x1_kernel_of_a_compiled_model_is_cut(cores, pieces, x64, monkeypatch):
+LARGE_1X1 = {"layers": (1, 1), "channels": (128, 256), "base_width": 64, "scale": 2}
+
+
+@pytest.mark.parametrize("cores, products", [(1, 7), (2, 7 - 3 + 4 + 7 + 7)])
+def test_large_1x1_kernels_of_a_compiled_model_are_cut(cores, products, x64, monkeypatch):
+    """Those of the second stage: 512 x 512, 512 x 1024, and the shortcut's, which is strided."""
     monkeypatch.setattr(backend, "cores", lambda: cores)
-    model, x = random_model("float64", layers=(1,), channels=(256,), base_width=64, scale=2), images("float64")
+    model, x = random_model("float64", **LARGE_1X1), images("float64")
     run, expected = res2net_jax.compile(model), model(x)
-    assert str(jax.make_jaxpr(run)(x)).count("dot_general") == 3 + pieces  # of 144 columns; conv3's is 512 x 1024
+    assert str(jax.make_jaxpr(run)(x)).count("dot_general") == products
     assert np.abs(run(x) - expected).max() < 1e-13 * np.abs(expected).max()
-    single = res2net_jax.compile(random_model("float32", layers=(1,), channels=(256,), base_width=64, scale=2))
-    assert (
-        np.abs(single(x) - expected).max() < 1e-5 * np.abs(expected).max()
-    )  # computes in what images and weights share
+    assert variables(model)["layer2.0.conv3.kernel"].shape == (1, 1, 512, 1024)  # the model itself is left as it was
+
     graphdef, state = nnx.split(model)
     within = jax.jit(lambda state, x: res2net_jax.compile(nnx.merge(graphdef, state))(x))(state, x)
     assert np.abs(within - expected).max() < 1e-13 * np.abs(expected).max()
-    assert variables(model)["layer1.0.conv3.kernel"].shape == (1, 1, 512, 1024)  # the model itself is left as it was
+    (batch,) = jax.export.symbolic_shape("b")
+    exported = jax.export.export(jax.jit(run))(jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype))
+    assert np.abs(exported.call(x) - expected).max() < 1e-13 * np.abs(expected).max()
+    assert run(x[:0]).shape == (0, 1000)
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "float64"}], ids=str)
+def test_pieces_of_kernels_are_of_the_type_that_is_computed_in(options, x64, monkeypatch):
+    monkeypatch.setattr(backend, "cores", lambda: 2)
+    run = res2net_jax.compile(random_model("float32", **LARGE_1X1, **options))
+    products = [line for line in jax.jit(run).lower(images("float64")).as_text().splitlines() if "dot_general" in line]
+    assert len(products) >= 7 and not any("xf32>" in line for line in products)
 
 
 @pytest.mark.parametrize("make", [lambda model: model, res2net_jax.fuse, res2net_jax.compile])
