@@ -48,10 +48,10 @@ def adapt(trained: Res2Net, wanted: Res2Net, *, sharding: jax.sharding.Sharding)
 
 def asked_for(
     saved: Res2Net, num_classes: int | None, in_chans: int | None, param_dtype: jnp.dtype | None, arch: Arch
-) -> Res2Net | None:
-    """The abstract model that is asked for, where None is as in ``saved``; None if it is ``saved`` itself.
+) -> Res2Net:
+    """The abstract model that is asked for, None being as in ``saved``.
 
-    To make one takes a tenth of a load.
+    ``saved`` itself where nothing differs: to make another one takes a tenth of a load.
 
     Raises:
         ValueError: A number or a type that no model has.
@@ -62,7 +62,7 @@ def asked_for(
     param_dtype = saved.param_dtype if param_dtype is None else jnp.dtype(param_dtype)
     stored = saved.num_classes, saved.in_chans, saved.param_dtype, saved.arch
     if (num_classes, in_chans, param_dtype, arch) == stored:
-        return None
+        return saved
     return Res2Net(
         arch,
         num_classes=num_classes,

@@ -150,7 +150,7 @@ def restore(
     wanted = asked_for(saved, num_classes, in_chans, param_dtype, override(saved.arch, **(arch or {})))
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     _fill(saved, folder, place, metadata.get("crc32", {}))
-    return (saved if wanted is None else adapt(saved, wanted, sharding=place)).eval()
+    return (saved if wanted is saved else adapt(saved, wanted, sharding=place)).eval()
 
 
 def arrays(model: Res2Net) -> dict[str, jax.Array]:

@@ -98,7 +98,9 @@ def in_columns(
     return wide.reshape(b, h, w, -1)
 
 
-def in_pieces(x: Float[Array, "b h w i"], kernels: list[Float[Array, "1 1 i _"]], *, stride: int) -> Array:
+def in_pieces(
+    x: Float[Array, "b h w i"], kernels: list[Float[Array, "1 1 i _"]], *, stride: int
+) -> Float[Array, "b h2 w2 o"]:
     """A 1x1 convolution whose kernel is cut into pieces of a few output channels each.
 
     XLA:CPU's products copy a matrix that several threads use into blocks first; not one that a single block spans.

@@ -146,7 +146,7 @@ def _is_cut(conv):
     """Whether :func:`res2net_jax.convolution.in_pieces` is faster: of kernels of a MB or more (stages 3 and 4).
 
     Those of res2net50_14w_8s at batch 1 take 18 % less time in the last stage (49 pixels) and 8 % in the one before; at
-    batch 8 the model takes as long. Measured on two cores with AVX-512 alone.
+    batch 8 models take as long as without. Measured on two cores with AVX-512 alone.
     """
     kernel = conv.kernel.get_value()
     as_stored = conv.dtype is None or conv.dtype == kernel.dtype  # numpy's float64 equals None
