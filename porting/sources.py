@@ -71,7 +71,8 @@ def fetch(source: str | os.PathLike, *, check_hash: bool = True, cache_dir: str 
     if hub_id and not _FILE.search(text) and not path.exists():
         repo, revision = hub_id.groups()
         path = download.from_hub(repo, revision)
-        return Release(path, f"hf://{repo}" + (f"@{revision}" if revision else ""), hashing.sha256(path))
+        commit = path.parent.name  # for main and the like move
+        return Release(path, f"hf://{repo}@{commit}", hashing.sha256(path))
     if path.is_dir():
         inside = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
         hint = f"there is {inside[0]} in it" if inside else "expected a .pth or .safetensors file, a URL, or a hub id"

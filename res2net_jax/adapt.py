@@ -63,7 +63,7 @@ def asked_for(
     stored = saved.num_classes, saved.in_chans, saved.param_dtype, saved.arch
     if (num_classes, in_chans, param_dtype, arch) == stored:
         return saved
-    return Res2Net(
+    wanted = Res2Net(
         arch,
         num_classes=num_classes,
         in_chans=in_chans,
@@ -73,6 +73,8 @@ def asked_for(
         class_names=saved.class_names if num_classes == saved.num_classes else None,
         preprocessing=saved.preprocessing,
     )
+    wanted.derived_from = saved.derived_from
+    return wanted
 
 
 def fit_first_conv(kernel: jax.Array, in_chans: int) -> jax.Array:

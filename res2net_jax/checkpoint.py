@@ -33,6 +33,7 @@ from res2net_jax.files import (
 )
 from res2net_jax.init import require_model, variables
 from res2net_jax.model import Res2Net
+from res2net_jax.provenance import ancestor_of, with_ancestor
 from res2net_jax.variants import Preprocessing
 
 FORMAT = 1
@@ -61,7 +62,7 @@ def save(
         model: The model; parameters keep their dtype. The computation type is not kept: give it to ``load``.
         folder: Where to. Its parent is made if need be.
         overwrite: Replaces a checkpoint that is already there.
-        source: Where the weights are from, as JSON.
+        source: Where the weights are from, as JSON; of a model that was loaded, its release is added.
         certificate: What :func:`porting.parity.certify` said of them.
 
     Raises:
@@ -110,16 +111,19 @@ def load(folder: str | os.PathLike, **options) -> Res2Net:
         FileNotFoundError: There is no such folder.
         ValueError: It is no checkpoint of a Res2Net, one of a later format, or damaged.
     """
+    require_local(folder)
+    folder = Path(folder).expanduser().absolute()
+    before = _identity(folder)
     try:
         return restore(folder, **options)
     except (FileNotFoundError, ValueError):
-        folder = Path(folder).expanduser().absolute()
-        if jax.process_count() > 1 or not (is_checkpoint(folder) or has_leftovers(folder)):
+        if jax.process_count() > 1 or not (has_leftovers(folder) or _identity(folder) != before):
             raise
-        if has_leftovers(folder):  # somebody is replacing the folder, or was killed in it: wait, and set right
-            with lock(folder):
-                remove_leftovers(folder)
-        return restore(folder, **options)
+    # Somebody has replaced the folder meanwhile; or is about to, or was killed in it: then wait, and set right.
+    if has_leftovers(folder):
+        with lock(folder):
+            remove_leftovers(folder)
+    return restore(folder, **options)
 
 
 def restore(
@@ -171,7 +175,7 @@ def describe(model: Res2Net, *, source=None, certificate=None) -> dict[str, Any]
             "class_names": None if model.class_names is None else list(model.class_names),
         },
         "preprocessing": None if model.preprocessing is None else dataclasses.asdict(model.preprocessing),
-        "source": source or {},
+        "source": with_ancestor(source, model.derived_from),
         "certificate": certificate or NOT_CERTIFIED,
         "versions": versions("res2net_jax", "jax", "flax", "orbax-checkpoint", "numpy"),
     }
@@ -179,10 +183,12 @@ def describe(model: Res2Net, *, source=None, certificate=None) -> dict[str, Any]
 
 def abstract_model(metadata: dict[str, Any], *, dtype=None) -> Res2Net:
     """The model that :func:`describe` described, without its arrays; it computes in ``dtype``."""
-    config = dict(metadata["model"])
+    config, ancestor = dict(metadata["model"]), ancestor_of(metadata)
     setting = metadata.get("preprocessing")
     setting = None if setting is None else Preprocessing(**setting)
-    return Res2Net(Arch(**config.pop("arch")), preprocessing=setting, dtype=dtype, **config)
+    model = Res2Net(Arch(**config.pop("arch")), preprocessing=setting, dtype=dtype, **config)
+    model.derived_from = ancestor.name if ancestor else None
+    return model
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
@@ -233,6 +239,11 @@ def locate(folder: str | os.PathLike) -> Path:
 def is_free(folder: Path) -> bool:
     """Whether nothing is there but, at most, an empty folder."""
     return not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+
+
+def _identity(folder):
+    """What another folder of the same name would not have."""
+    return folder.stat().st_ino if folder.exists() else None
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -6,11 +6,16 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from res2net_jax.feature_info import FeatureInfo
 from res2net_jax.model import Res2Net
 
 
 class FeaturePyramid(nnx.Module):
     """What ``create`` and ``load`` give with ``features_only=True``; timm's FeatureListNet.
+
+    Args:
+        backbone: A model, which is not changed; its arrays are shared.
+        out_indices: The outputs to pick, as in :meth:`Res2Net.forward_intermediates`; by default all.
 
     Attributes:
         backbone: The model, without classifier and without the stages after the last one picked.
@@ -19,6 +24,9 @@ class FeaturePyramid(nnx.Module):
 
     def __init__(self, backbone: Res2Net, out_indices: int | Sequence[int] | None = None):
         self.out_indices = tuple(backbone.feature_indices(out_indices))
+        if not self.out_indices:
+            raise ValueError("a pyramid has at least one map; out_indices picks none")
+        backbone = nnx.merge(*nnx.split(backbone))
         backbone.reset_classifier(0)
         for stage in range(max(self.out_indices), len(backbone.arch.layers)):
             delattr(backbone, f"layer{stage + 1}")
@@ -29,9 +37,9 @@ class FeaturePyramid(nnx.Module):
         return self.backbone.forward_intermediates(x, self.out_indices, stop_early=True, key=key)[1]
 
     @property
-    def feature_info(self) -> list[dict]:
+    def feature_info(self) -> FeatureInfo:
         """For each output ``num_chs``, ``reduction`` and ``module``."""
-        return [self.backbone.feature_info[i] for i in self.out_indices]
+        return FeatureInfo(self.backbone.feature_info[i] for i in self.out_indices)
 
     def train(self, mode: bool = True) -> "FeaturePyramid":
         self.backbone.train(mode)

@@ -18,7 +18,7 @@ from res2net_jax.arch import changes, override
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import initialize
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import get_variant
+from res2net_jax.variants import VARIANTS, get_variant
 
 
 def create(
@@ -85,10 +85,12 @@ def load(
     any moment leaves a cache that works. Needs no torch unless ``source`` is a ``.pth`` file.
 
     Args:
-        name_or_folder: A variant, a checkpoint (by :func:`save`, ``python -m porting`` or the trainer), or
-            ``"hf://user/name"`` or ``"hf://user/name@revision"``, one on the hub (by :func:`push_to_hub`).
+        name_or_folder: A variant, a checkpoint (by :func:`save`, ``python -m porting`` or the trainer; of a run the
+            newest one), or ``"hf://user/name"`` or ``"hf://user/name@revision"``, one on the hub (by
+            :func:`push_to_hub`). A folder that is called as a variant is ``"./name"``.
         source: For a name, where to take the weights from instead of the release: a ``.pth`` or
-            ``.safetensors`` file, a URL, or a hub id such as ``"timm/res2net50_14w_8s.in1k"``.
+            ``.safetensors`` file, a URL, or a hub id such as ``"timm/res2net50_14w_8s.in1k"``. What is at a URL or on
+            the hub is taken once; ``porting.port(name, source)`` takes it anew.
         cache_dir: Cache folder; else ``$RES2NET_JAX_HOME``, else the platform's own.
         check_hash: Compare the source's SHA-256 with the prefix in its file name, if there is one.
         dtype: Computation type; by default that of images and weights.
@@ -225,4 +227,6 @@ def is_folder(name_or_folder) -> bool:
         return True
     if not isinstance(name_or_folder, str):
         raise ValueError(f"expected a model name or a checkpoint folder; got {name_or_folder!r}")
+    if name_or_folder in VARIANTS:  # also where a folder is called so
+        return False
     return os.sep in name_or_folder or name_or_folder.startswith((".", "~")) or Path(name_or_folder).is_dir()

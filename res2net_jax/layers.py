@@ -45,7 +45,8 @@ class Conv(nnx.Module):
         self.groups = groups
         self.splits = splits
         self.dtype = dtype
-        self.convolve = convolution.for_training  # model.eval() and res2net_jax.compile set theirs
+        self.deterministic = False  # as a module is told that it is not in training
+        self.convolve = None  # set by res2net_jax.compile
         self.columns = None  # set by res2net_jax.compile where they are taken together
         self.more_kernels = None  # for the output's further channels, where res2net_jax.compile has cut the kernel
 
@@ -59,7 +60,8 @@ class Conv(nnx.Module):
             more = [piece.get_value().astype(dtype) for piece in self.more_kernels]
             out = convolution.in_pieces(x, [kernel, *more], stride=self.stride)
         else:
-            out = self.convolve(x, kernel, stride=self.stride, dilation=self.dilation, groups=self.groups)
+            convolve = self.convolve or (convolution.direct if self.deterministic else convolution.for_training)
+            out = convolve(x, kernel, stride=self.stride, dilation=self.dilation, groups=self.groups)
         return out if bias is None else out + bias
 
     def weights(self, dtype: jnp.dtype) -> tuple[Float[Array, "k k i2 o2"], Float[Array, " o2"] | None]:

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from res2net_jax import convolution, microbatch
+from res2net_jax import microbatch
 from res2net_jax.activations import Activation
 from res2net_jax.arch import EXPANSION, Arch, natural, override
 from res2net_jax.blocks import Bottle2neck, run
 from res2net_jax.drop import Dropout
-from res2net_jax.layers import BatchNorm, Conv, Linear
-from res2net_jax.pooling import ANTI_ALIASING, dense_max_pool, global_pool, max_pool
+from res2net_jax.feature_info import FeatureInfo
+from res2net_jax.layers import BatchNorm, Linear
+from res2net_jax.pooling import global_pool
+from res2net_jax.stem import stem_layers, stem_pool
 from res2net_jax.variants import Preprocessing
 
 
@@ -35,9 +37,11 @@ class Res2Net(nnx.Module):
             stay float32 (float64 in a float64 model).
         param_dtype: Type of the weights.
         name: The variant this model is or descends from.
-        class_names: One name a class, if they are not ImageNet's.
-        preprocessing: How pictures become images, if not as published for ``name``.
+        class_names: One name a class, if they are not ImageNet's. May be set later, to any names of that number.
+        preprocessing: How pictures become images, if not as published for ``name``. May be set later.
 
+    Attributes:
+        derived_from: The variant with whose published weights its own began, or None.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Res2Net(nnx.Module):
         preprocessing: Preprocessing | None = None,
     ):
         self.name = name
+        self.derived_from = None  # set by load
         self.preprocessing = preprocessing
         self.arch = arch
         self.in_chans = natural("in_chans", in_chans, least=1)
@@ -62,10 +67,10 @@ class Res2Net(nnx.Module):
 
         act = Activation(arch.act_layer)
         features = arch.stem_channels[-1]
-        self.conv1 = _stem_layers(arch, in_chans, act, dtypes)
+        self.conv1 = stem_layers(arch, in_chans, act, dtypes)
         self.bn1 = BatchNorm(features, **dtypes)
         self.act1 = act
-        self.maxpool = _stem_pool(arch, act, dtypes)
+        self.maxpool = stem_pool(arch, act, dtypes)
         for stage, plans in enumerate(arch.blocks):
             blocks = []
             for plan in plans:
@@ -145,6 +150,15 @@ class Res2Net(nnx.Module):
         return x, outputs
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """One name a class; None for ImageNet's, or for none."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        self._class_names = _one_a_class(names, self.num_classes)
+
+    @property
     def stages(self) -> list[nnx.List]:
         """The stages, as lists of blocks; a backbone may have let go of the last ones."""
         names = (f"layer{i + 1}" for i in range(len(self.arch.layers)))
@@ -161,12 +175,12 @@ class Res2Net(nnx.Module):
         return self.num_features * (2 if self.arch.global_pool == "catavgmax" else 1)
 
     @property
-    def feature_info(self) -> list[dict]:
+    def feature_info(self) -> FeatureInfo:
         """``num_chs``, ``reduction`` and ``module`` of the stem and of each stage, as timm's."""
         channels = [self.arch.stem_channels[-1], *(planes * EXPANSION for planes in self.arch.channels)]
         modules = ["act1", *(f"layer{i + 1}" for i in range(len(self.stages)))]
         rows = zip(channels, self.arch.reductions, modules)  # of a backbone, as far as its stages go
-        return [dict(zip(("num_chs", "reduction", "module"), row)) for row in rows]
+        return FeatureInfo(dict(zip(("num_chs", "reduction", "module"), row)) for row in rows)
 
     def feature_indices(self, indices: int | Sequence[int] | None = None) -> list[int]:
         """``indices`` as a sorted list of indices from 0; see :meth:`forward_intermediates`."""
@@ -190,8 +204,7 @@ class Res2Net(nnx.Module):
         """
         if mode and self.bn1.folded:
             raise ValueError("a fused model is for inference alone; train the one it was made from")
-        convolve = convolution.for_training if mode else convolution.direct
-        self.set_attributes(use_running_average=not mode, deterministic=not mode, convolve=convolve)
+        self.set_attributes(use_running_average=not mode, deterministic=not mode)
         return self
 
     def eval(self) -> "Res2Net":
@@ -229,11 +242,9 @@ class Res2Net(nnx.Module):
         num_classes = natural("num_classes", num_classes)
         if num_classes and not arch.global_pool:
             raise ValueError('global_pool "" leaves maps, which no classifier takes; pass num_classes=0 with it')
-        if class_names is not None and (isinstance(class_names, str) or len(class_names) != num_classes):
-            raise ValueError(f"class_names must be {num_classes} names, one a class; got {class_names!r:.100}")
+        self._class_names = _one_a_class(class_names, num_classes)
         self.arch = arch
         self.num_classes = num_classes
-        self.class_names = None if class_names is None else tuple(class_names)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.fc = nnx.data(Linear(self.head_hidden_size, num_classes, **dtypes)) if num_classes else None
 
@@ -256,36 +267,24 @@ class Res2Net(nnx.Module):
                 hint = "; this looks like NCHW, so pass x.transpose(0, 2, 3, 1)"
             elif jnp.ndim(x) == 3:
                 hint = "; for a single image pass x[None]"
+                if x.dtype == jnp.uint8:
+                    hint = "; a picture becomes an image by res2net_jax.preprocess(model)"
             raise ValueError(
                 f"expected images of shape [batch, height, width, {self.in_chans}]; got {list(jnp.shape(x))}{hint}"
             )
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
                 f"expected normalised floating-point images; got {x.dtype}. "
-                f'res2net_jax.preprocess("{self.name}") makes them from pictures'
+                "res2net_jax.preprocess(model) makes one from a picture: a file, a PIL image, or uint8 [h, w, 3]"
             )
 
 
-def _stem_layers(arch, in_chans, act, dtypes):
-    if not arch.stem_type:
-        return Conv(in_chans, arch.stem_channels[0], 7, stride=2, **dtypes)
-    layers, features = [], in_chans
-    for i, out_features in enumerate(arch.stem_channels):
-        layers += [Conv(features, out_features, 3, stride=1 if i else 2, **dtypes)]
-        layers += [BatchNorm(out_features, **dtypes), act]
-        features = out_features
-    return nnx.List(layers[:-2])  # the model's bn1 and act1 follow the last convolution
-
-
-def _stem_pool(arch, act, dtypes):
-    features = arch.stem_channels[-1]
-    reduction = [ANTI_ALIASING[arch.aa_layer]()] if arch.aa_layer else []
-    if arch.replace_stem_pool:
-        conv = Conv(features, features, 3, stride=1 if reduction else 2, **dtypes)
-        return nnx.List([conv, *reduction, BatchNorm(features, **dtypes), act])
-    if arch.aa_layer == "avg":
-        return nnx.List(reduction)
-    return nnx.List([dense_max_pool, *reduction]) if reduction else max_pool
+def _one_a_class(names, num_classes):
+    if names is None:
+        return None
+    if isinstance(names, str) or len(names) != num_classes:
+        raise ValueError(f"class_names must be {num_classes} names, one a class; got {names!r:.100}")
+    return tuple(names)
 
 
 def _floating(name, dtype):

@@ -6,10 +6,10 @@ from typing import Any
 from res2net_jax.checkpoint import abstract_model
 from res2net_jax.cost import cost, count_parameters
 from res2net_jax.preprocess import known_setting
-from res2net_jax.variants import VARIANTS, Preprocessing, Variant
+from res2net_jax.provenance import RELEASE_LICENSE, ancestor_of, release_of
+from res2net_jax.variants import VARIANTS, Preprocessing
 
 PAPER = "https://arxiv.org/abs/1904.01169"
-RELEASE_LICENSE = "res2net-non-commercial"
 
 _TEMPLATE = """\
 # {title}
@@ -53,7 +53,8 @@ def model_card(metadata: dict[str, Any], address: str, *, license: str | None = 
     Args:
         metadata: Of its checkpoint.
         address: What :func:`res2net_jax.load` takes.
-        license: Of the weights, as the hub names it, e.g. ``"apache-2.0"``; the released ones have theirs.
+        license: Of the weights, as the hub names it, e.g. ``"apache-2.0"``; the released ones, and by default those
+            that began as such, have theirs.
         timm: It is also there for timm.
 
     Raises:
@@ -62,7 +63,7 @@ def model_card(metadata: dict[str, Any], address: str, *, license: str | None = 
     from huggingface_hub import EvalResult, ModelCardData
 
     model = abstract_model(metadata).eval()
-    release = release_of(metadata)
+    release, ancestor = release_of(metadata), ancestor_of(metadata)
     if release and license:
         raise ValueError(
             f"these are the released weights of {release.name}, which keep their licence; leave license out"
@@ -73,9 +74,10 @@ def model_card(metadata: dict[str, Any], address: str, *, license: str | None = 
         "library_name": "res2net_jax",
         "pipeline_tag": "image-classification" if model.num_classes else "image-feature-extraction",
         "tags": ["res2net", "jax", "flax", *(["timm"] if timm else [])],
-        "license": "other" if release else license,
-        "license_name": RELEASE_LICENSE if release else None,
-        "license_link": "https://github.com/Res2Net/Res2Net-PretrainedModels" if release else None,
+        "license": license or ("other" if ancestor else None),
+        "license_name": RELEASE_LICENSE if ancestor and not license else None,
+        "license_link": "https://github.com/Res2Net/Res2Net-PretrainedModels" if ancestor and not license else None,
+        "base_model": ancestor.hub_id if ancestor and not release else None,
         "datasets": ["imagenet-1k"] if release else None,
     }
     if evaluation:
@@ -99,16 +101,10 @@ def model_card(metadata: dict[str, Any], address: str, *, license: str | None = 
         figures=_figures(model),
         accuracy=_accuracy(evaluation, release, dataset),
         certificate=_certificate(metadata),
-        license=_license(license, release),
+        license=_license(license, release, ancestor),
         paper=PAPER,
     )
     return f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}"
-
-
-def release_of(metadata: dict[str, Any]) -> Variant | None:
-    """The variant whose published weights a checkpoint holds; None if they are somebody's own."""
-    variant, origin = VARIANTS.get(metadata["model"]["name"]), metadata["source"].get("origin", "")
-    return variant if variant and (variant.pth in origin or variant.hub_id in origin) else None
 
 
 _TIMM = """
@@ -178,12 +174,17 @@ def _certificate(metadata):
     return "\n".join(lines)
 
 
-def _license(license, release):
-    if license:
-        return f"{license}, as stated by whoever shared the weights."
+def _license(license, release, ancestor):
+    code = "The code of res2net_jax is Apache-2.0."
     if release:
         return (
             "The weights are those that the Res2Net authors released, for non-commercial use; these terms travel with "
-            "them. The code of res2net_jax is Apache-2.0."
+            f"them. {code}"
         )
-    return "Whoever shared the weights has not stated one. The code of res2net_jax is Apache-2.0."
+    stated = f"{license}, as stated by whoever shared the weights." if license else ""
+    if ancestor:
+        return (
+            f"{stated} The weights began as those of {ancestor.name}, which the Res2Net authors released for "
+            f"non-commercial use. {code}"
+        ).strip()
+    return stated or f"Whoever shared the weights has not stated one. {code}"

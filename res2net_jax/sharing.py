@@ -47,7 +47,8 @@ def push_to_hub(
         model: A model, a checkpoint folder, or the name of a variant. A folder's source, certificate and evaluation go
             with it; a model's own only if its weights are those of its release in the cache.
         repo_id: ``"user/name"``.
-        license: Of the weights, as the hub names it, e.g. ``"apache-2.0"``. The released weights keep their own.
+        license: Of the weights, as the hub names it, e.g. ``"apache-2.0"``. The released weights keep their own, which
+            is also the default for weights that began as such.
         private: For a repository that is made.
         token: By default ``$HF_TOKEN``, or what ``hf auth login`` stored.
         revision: A branch, made if need be; by default ``main``.
@@ -81,7 +82,9 @@ def push_to_hub(
             revision=revision,
             commit_message=f"{model.name} by res2net_jax",
             ignore_patterns=".*",
-            delete_patterns=f"{_FOLDER}/*",  # files of a checkpoint that was there, which have names of their own
+            # Of the model that was there: its checkpoint's files have names of their own, and this one may have none
+            # for timm.
+            delete_patterns=[f"{_FOLDER}/*", "config.json", "model.safetensors"],
         )
     return str(commit.commit_url)
 

@@ -100,6 +100,19 @@ def test_first_convolution_for_other_channels_equals_timm(in_chans):
     assert np.allclose(fit_first_conv(jnp.asarray(kernel), in_chans), theirs.numpy().transpose(2, 3, 1, 0), atol=1e-6)
 
 
+def test_a_mistake_is_reported_once(model, tmp_path, monkeypatch):
+    res2net_jax.save(model, tmp_path / "m")
+    reads, locate = [], checkpoint.locate
+    monkeypatch.setattr(checkpoint, "locate", lambda folder: reads.append(folder) or locate(folder))
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        res2net_jax.load(tmp_path / "m", base_width=14)
+    assert caught.value.__context__ is None
+    once = len(reads)
+    reads.clear()
+    res2net_jax.load(tmp_path / "m")
+    assert len(reads) == once
+
+
 def test_an_override_that_the_weights_do_not_fit(model, tmp_path):
     folder = res2net_jax.save(model, tmp_path / "m")
     with pytest.raises(ValueError, match=r"layer1.0.convs.0.kernel: wanted \(3, 3, 4, 4\), have \(3, 3, 6, 6\)"):

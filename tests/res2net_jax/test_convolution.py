@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import res2net_jax
 from res2net_jax import convolution
@@ -166,14 +167,31 @@ def test_the_choice_in_training_on_many_devices(monkeypatch):
     assert "conv_general_dilated" not in program(for_inference, WINOGRAD)
 
 
-def test_a_model_convolves_as_its_mode_asks():
+class Outer(nnx.Module):
+    def __init__(self, backbone):
+        self.backbone = backbone
+
+
+@pytest.mark.parametrize("within", [lambda model: model, Outer], ids=["the model", "a module around it"])
+def test_a_model_convolves_as_its_mode_asks(within, monkeypatch):
+    ways = {"for_training": for_training, "direct": direct}
+    called = set()
+    for name, way in ways.items():
+        monkeypatch.setattr(convolution, name, lambda *a, name=name, way=way, **k: (called.add(name), way(*a, **k))[1])
     model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,))
-    convolution = model.layer1[0].convs[0]
-    assert convolution.convolve is for_training
-    model.eval()
-    assert convolution.convolve is direct
-    model.train()
-    assert convolution.convolve is for_training
+    outer, x = within(model), jnp.zeros((1, 16, 16, 3))
+
+    def used():
+        called.clear()
+        model(x)
+        return called - ({"direct"} if "for_training" in called else set())  # which the other one may take
+
+    assert used() == {"for_training"}
+    outer.eval()
+    assert used() == {"direct"}
+    jax.jvp(lambda x: model(x), (x,), (x,))
+    outer.train()
+    assert used() == {"for_training"}
 
 
 @pytest.mark.parametrize("first", [1.0, np.inf, -np.inf, np.nan])

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import porting
 import res2net_jax
-from res2net_jax import hub
+from res2net_jax import checkpoint, hub
 
 NAME = "res2net50_48w_2s"
 
@@ -61,6 +61,14 @@ def test_a_name_is_ported_once_and_then_cached(safetensors_file, weights, tmp_pa
     assert np.array_equal(again.fc.kernel[...], first.fc.kernel[...])
     monkeypatch.setenv("RES2NET_JAX_HOME", str(tmp_path))
     assert hub.cached(NAME, source=safetensors_file) == folder
+
+
+def test_a_name_is_the_release_whatever_is_called_so(safetensors_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    res2net_jax.save(res2net_jax.create("res2net50d", layers=(1,), channels=(8,)), NAME)
+    monkeypatch.setenv("RES2NET_JAX_HOME", str(tmp_path / "home"))
+    porting.port(NAME, safetensors_file, hub.cache_folder(NAME), verify=False)
+    assert (res2net_jax.load(NAME).name, res2net_jax.load(f"./{NAME}").name) == (NAME, "res2net50d")
 
 
 def test_an_explicit_source_does_not_take_the_release_s_place(safetensors_file, tmp_path):
@@ -230,6 +238,8 @@ def test_a_name_comes_from_the_hub(server, safetensors_file, load_and_sum, tmp_p
     hub_only = load_and_sum.replace(f", source={str(safetensors_file)!r}", "")
     env = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     assert finish(start(hub_only, tmp_path / "a", **env)) == finish(start(load_and_sum, tmp_path / "b"))
+    source = checkpoint.read_metadata(hub.cache_folder(NAME, cache_dir=tmp_path / "a"))["source"]
+    assert source["origin"] == f"hf://timm/{NAME}.in1k@0123456789abcdef0123456789abcdef01234567"
     assert (tmp_path / "a" / "models" / NAME).is_dir()
 
 

@@ -156,8 +156,9 @@ def test_features_only_equals_timm(name, output_stride, indices, x64):
     model = res2net_jax.create(name, param_dtype="float64", features_only=True, out_indices=indices, **options).eval()
     names = kept(model)
     porting.load_state_dict(model.backbone, {k: v for k, v in whole.state_dict().items() if k in names})
-    assert [info["num_chs"] for info in model.feature_info] == reference.feature_info.channels()
-    assert [info["reduction"] for info in model.feature_info] == reference.feature_info.reduction()
+    assert model.feature_info.channels() == reference.feature_info.channels()
+    assert model.feature_info.reduction() == reference.feature_info.reduction()
+    assert model.feature_info.module_name() == reference.feature_info.module_name()
     x = noise(1, 75, 63, 3)
     with torch.inference_mode():
         expected = reference(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
@@ -179,6 +180,8 @@ def test_feature_indices_that_do_not_exist():
     ]:
         with pytest.raises(ValueError, match=message):
             res2net_jax.create("res2net50_26w_4s", features_only=True, out_indices=indices, **SMALL)
+    with pytest.raises(ValueError, match="out_indices picks none"):
+        res2net_jax.create("res2net50_26w_4s", features_only=True, out_indices=(), **SMALL)
     with pytest.raises(ValueError, match="pass both or neither"):
         res2net_jax.create("res2net50_26w_4s", out_indices=(1,), **SMALL)
 
@@ -193,6 +196,10 @@ def test_feature_pyramid_keeps_only_what_it_needs():
     assert backbone(jnp.zeros((1, 64, 64, 3))).shape == (1, backbone.num_features) == (1, backbone.head_hidden_size)
     with pytest.raises(ValueError, match="no feature 4; this model has 3"):
         backbone.forward_intermediates(jnp.zeros((1, 64, 64, 3)), [4])
+    whole = res2net_jax.create("res2net50_26w_4s", **SMALL)
+    part = res2net_jax.FeaturePyramid(whole, (1,)).backbone
+    assert part.fc is None and not hasattr(part, "layer2") and whole(jnp.zeros((2, 64, 64, 3))).shape == (2, 1000)
+    assert part.conv1.kernel.get_value() is whole.conv1.kernel.get_value()
     pyramid.set_grad_checkpointing()
     assert backbone.grad_checkpointing
     for function in (porting.state_dict, lambda model: layer_scales(model, 0.5)):

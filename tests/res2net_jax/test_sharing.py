@@ -11,6 +11,7 @@ import torch
 import yaml
 from hub_server import TOKEN, commit_sha
 
+import porting.export
 import res2net_jax
 from res2net_jax import checkpoint, hub, sharing
 from res2net_jax.model_card import model_card
@@ -82,8 +83,9 @@ def test_timm_loads_what_was_pushed(hub_server, model, tmp_path):
     for options in ({"attn_layer": "se"}, {"aa_layer": "avg"}, two_stages):  # which timm's config cannot name
         other = res2net_jax.create("res2net50_26w_4s", **(TINY | options)).eval()
         res2net_jax.push_to_hub(other, "me/other", token=TOKEN)
-        assert "config.json" not in hub_server.commits("me/other")[-1]
+        assert hub_server.commits("me/other")[-1].keys().isdisjoint({"config.json", "model.safetensors"})
         assert res2net_jax.load("hf://me/other").arch == other.arch
+        res2net_jax.push_to_hub(model, "me/other", token=TOKEN)  # whose files for timm the next one must not keep
 
 
 def test_without_network_the_cache_serves(hub_server, model, monkeypatch):
@@ -178,13 +180,20 @@ def test_the_card_of_somebody_s_own_model(hub_server, model, tmp_path):
     assert [(metric["name"], metric["value"]) for metric in result["metrics"]] == [("top-1", 91.25), ("top-5", 100.0)]
 
 
-def test_the_card_of_released_weights(hub_server, monkeypatch):
-    """Their licence and certificate go with them, also from a model that was loaded by its name."""
+@pytest.fixture
+def release(monkeypatch):
+    """The name of a small model whose weights are in the cache, as a release leaves them."""
     name = "res2net50_48w_2s"
     small = dataclasses.replace(VARIANTS[name].arch, layers=(1, 1, 1, 1), channels=(8, 16, 24, 32))
     monkeypatch.setitem(VARIANTS, name, dataclasses.replace(VARIANTS[name], arch=small))
-    source = {"origin": "hf://timm/res2net50_48w_2s.in1k", "sha256": "0" * 64}
+    source = {"origin": f"hf://timm/{name}.in1k", "sha256": "0" * 64}
     checkpoint.save(res2net_jax.create(name), hub.cache_folder(name), source=source, certificate=CERTIFICATE)
+    return name
+
+
+def test_the_card_of_released_weights(hub_server, release):
+    """Their licence and certificate go with them, also from a model that was loaded by its name."""
+    name = release
     for given in (name, res2net_jax.load(name)):
         res2net_jax.push_to_hub(given, "me/copy", token=TOKEN)
         head, text = card_of(hub_server.commits("me/copy")[-1])
@@ -197,8 +206,27 @@ def test_the_card_of_released_weights(hub_server, monkeypatch):
     assert checkpoint.read_metadata(sharing.fetch("hf://me/copy"))["certificate"] == CERTIFICATE
     config = json.loads(hub_server.commits("me/copy")[-1]["config.json"])
     assert config["architecture"] == name and config["model_args"] == {}
-    changed = res2net_jax.load(name)
-    changed.fc.bias[...] += 1
-    res2net_jax.push_to_hub(changed, "me/tuned", token=TOKEN)
-    head, _ = card_of(hub_server.commits("me/tuned")[-1])
-    assert "license" not in head and "model-index" not in head
+
+
+def test_the_card_of_weights_that_began_as_released_ones(hub_server, release, tmp_path):
+    """Through other classifiers and checkpoints they keep the terms, but neither figures nor certificate."""
+    trained = res2net_jax.load(release, num_classes=2, param_dtype="bfloat16")
+    trained.fc.bias[...] += 1
+    again = res2net_jax.load(res2net_jax.save(trained, tmp_path / "a"))
+    again.reset_classifier(3)
+    folder = res2net_jax.save(again, tmp_path / "b", source={"trained by": "me"})
+    assert checkpoint.read_metadata(folder)["source"] == {"trained by": "me", "derived from": release}
+    for given in (folder, res2net_jax.load(folder)):
+        res2net_jax.push_to_hub(given, "me/tuned", token=TOKEN)
+        head, text = card_of(hub_server.commits("me/tuned")[-1])
+        assert (head["license"], head["license_name"]) == ("other", "res2net-non-commercial")
+        assert head["base_model"] == f"timm/{release}.in1k" and "model-index" not in head
+        assert f"The weights began as those of {release}, which" in text and "Not certified" in text
+    assert res2net_jax.load("hf://me/tuned").derived_from == release
+    res2net_jax.push_to_hub(folder, "me/tuned", token=TOKEN, license="cc-by-nc-4.0")
+    head, text = card_of(hub_server.commits("me/tuned")[-1])
+    assert head["license"] == "cc-by-nc-4.0" and "license_name" not in head
+    assert f"cc-by-nc-4.0, as stated by whoever shared the weights. The weights began as those of {release}" in text
+    other = tmp_path / "other.safetensors"  # somebody's own weights of the same architecture
+    porting.export.write(res2net_jax.create(release), other)
+    assert res2net_jax.load(release, source=other).derived_from is None
