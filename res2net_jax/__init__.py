@@ -12,7 +12,7 @@ from res2net_jax.inference import Prediction, classify
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import preprocess
 from res2net_jax.sharing import push_to_hub
-from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
+from res2net_jax.variants import VARIANTS, Preprocessing, Variant, get_variant, list_models
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "Arch",
     "FeaturePyramid",
     "Prediction",
+    "Preprocessing",
     "Res2Net",
     "Variant",
     "classify",

@@ -2,6 +2,7 @@
 
 import tyro
 
+from res2net_jax import __version__
 from res2net_jax.backend import use_compilation_cache
 from res2net_jax.command_line import main
 from res2net_jax.commands import explain, export, features, models, predict, push
@@ -17,13 +18,17 @@ COMMANDS = {
 }
 HELP = """python -m res2net_jax predict res2net50d photo.jpg
 
-Res2Net models and what they say of pictures. A command's own help: python -m res2net_jax COMMAND --help
+Res2Net models and what they say of pictures. A command's own help: python -m res2net_jax COMMAND --help;
+the version: --version.
 
 Exit codes: 0 done; 1 with --strict, if pictures were left out; 2 a mistake, or a failure that is explained (--debug
 shows its traceback); 130 interrupted."""
 
 
 def command(arguments: list[str]) -> int | None:
+    if arguments == ["--version"]:
+        print(f"res2net_jax {__version__}")
+        return None
     prog, config = "python -m res2net_jax", (tyro.conf.FlagCreatePairsOff,)
     if arguments and arguments[0] in COMMANDS:
         function, _ = COMMANDS[arguments[0]]

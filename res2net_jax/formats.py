@@ -129,7 +129,7 @@ def _scaling(model):
     if setting is None:
         raise ValueError(
             f"uint8=True normalises pictures inside, but {model.name} with {model.in_chans} input channels knows no "
-            "mean and standard deviation; leave it out, or give the model a preprocessing="
+            "mean and standard deviation; leave it out, or set model.preprocessing to a res2net_jax.Preprocessing"
         )
     return setting
 

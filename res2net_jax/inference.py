@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from PIL import Image
 
 from res2net_jax.arch import natural
 from res2net_jax.fusion import compiled
 from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
-from res2net_jax.preprocess import Picture, preprocess
+from res2net_jax.preprocess import File, Picture, preprocess
 
 
 class Prediction(NamedTuple):
@@ -36,8 +37,8 @@ def classify(
 
     Args:
         model: In eval mode, for RGB pictures.
-        images: Pictures (paths, bytes or PIL images), or an array [b, h, w, c] that is normalised
-            already. A single picture gives a single answer.
+        images: Pictures (paths, bytes, PIL images, or uint8 arrays [h, w, c]), or an array [b, h, w, c]: in uint8 of
+            pictures, else of images that are normalised already. A single picture gives a single answer.
         top_k: Classes to return; at most all of them.
         batch_size: Pictures to run at a time.
 
@@ -52,10 +53,14 @@ def classify(
     if not model.bn1.use_running_average:
         raise ValueError("this model is in train mode, so its answers would depend on the batch; call model.eval()")
     is_array = isinstance(images, jax.Array | np.ndarray)
-    single = isinstance(images, Picture)
+    if is_array and images.dtype == np.uint8 and images.ndim in (2, 3, 4):
+        images, is_array = np.asarray(images), False
+        single = images.ndim < 4
+    else:
+        single = isinstance(images, File | Image.Image)
     if single:
         images = [images]
-    if not is_array and not isinstance(images, Sequence):
+    if not is_array and not isinstance(images, Sequence | np.ndarray):
         raise TypeError(f"expected pictures, a list of pictures, or an array; got {type(images).__name__}")
     if len(images) == 0:
         raise ValueError("there are no images to classify")

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -22,7 +23,8 @@ _MODES = {1: "L", 3: "RGB"}
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MOST_PIXELS = 2**25  # of a picture whose shorter side is resized: 128 MB, more than one of 256 x 100,000
 
-Picture = str | os.PathLike | bytes | bytearray | Image.Image
+File = str | os.PathLike | bytes | bytearray
+Picture = File | Image.Image | np.ndarray  # uint8 [h, w], [h, w, 1] or [h, w, 3]
 
 #: EXIF's orientation -> what sets the picture right.
 _TURNS = {
@@ -51,9 +53,10 @@ def preprocess(
         size: Side of the square crop, by default the model's.
 
     Returns:
-        A function from a path, the bytes of a picture file, or a PIL image to a float32 array
-        [size, size, channels]. Files are turned upright by their EXIF orientation; a PIL image is taken as it is.
-        It raises ValueError for a file that is no picture, FileNotFoundError for one that is not there.
+        A function from a path, the bytes of a picture file, a PIL image, or RGB or grey values in uint8 [h, w, 3] or
+        [h, w] to a float32 array [size, size, channels]. Files are turned upright by their EXIF orientation; other
+        pictures are taken as they are. It raises ValueError for a file that is no picture, FileNotFoundError for one
+        that is not there.
 
     Raises:
         ValueError: No model is called so, or how pictures become its images is not known.
@@ -85,7 +88,8 @@ def picture_setting(model: Res2Net) -> Preprocessing:
     if setting is None or model.in_chans not in _MODES:
         raise ValueError(
             f"{model.name} with {model.in_chans} input channels has no transform for pictures; pass an array "
-            "[batch, height, width, channels] that is normalised as in its training, or give the model a preprocessing="
+            "[batch, height, width, channels] that is normalised as in its training, or set model.preprocessing to a "
+            "res2net_jax.Preprocessing with one mean per channel"
         )
     return setting
 
@@ -108,8 +112,10 @@ def open_picture(picture: Picture) -> Image.Image:
         name = file = Path(picture).expanduser()
         if not name.is_file():
             raise FileNotFoundError(f"there is no file {name}")
+    elif isinstance(picture, np.ndarray | jax.Array):
+        return _from_array(np.asarray(picture))
     else:
-        raise TypeError(f"expected a path, bytes or a PIL image; got {type(picture).__name__}")
+        raise TypeError(f"expected a path, bytes, a PIL image or an array; got {type(picture).__name__}")
     try:
         with Image.open(file) as image:
             return _to_rgb(upright(image))
@@ -153,6 +159,15 @@ def normalize(image: Image.Image, setting: Preprocessing) -> Float[np.ndarray, "
     """(value / 255 - mean) / std in float32."""
     values = np.asarray(image, np.float32).reshape(image.height, image.width, -1) / np.float32(255)
     return (values - np.asarray(setting.mean, np.float32)) / np.asarray(setting.std, np.float32)
+
+
+def _from_array(values):
+    if values.dtype != np.uint8 or values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,)):
+        raise ValueError(
+            f"a picture as an array is uint8, [height, width, 3] or [height, width]; got {values.dtype} "
+            f"{list(values.shape)}"
+        )
+    return Image.fromarray(values.reshape(values.shape[:2]) if values.shape[2:] == (1,) else values).convert("RGB")
 
 
 def _to_rgb(image):

@@ -250,3 +250,7 @@ def test_help_begins_with_an_example(run):
         code, out, _ = run(*arguments, "--help")
         example = out.split("\n\n")[1]
         assert code == 0 and example.startswith(f"python -m res2net_jax {' '.join(arguments)}".rstrip()), out
+
+
+def test_the_version(run):
+    assert run("--version")[:2] == (0, f"res2net_jax {res2net_jax.__version__}\n")

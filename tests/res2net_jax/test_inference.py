@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -36,6 +37,14 @@ def test_one_or_many_pictures_in_any_form(model, photos):
     array = np.stack([res2net_jax.preprocess(model.name)(file) for file in photos])
     assert res2net_jax.classify(model, array, 1)[1][0].label == one[0].label
     assert res2net_jax.classify(model, photos[1].read_bytes(), 1)[0].label == one[0].label
+    pixels = np.asarray(Image.open(photos[1]))
+    for form in (pixels, jnp.asarray(pixels)):
+        assert res2net_jax.classify(model, form, 3) == one
+    for several in (np.stack([pixels, pixels]), [photos[0], pixels]):
+        assert [p.index for p in res2net_jax.classify(model, several, 3)[1]] == [p.index for p in one]
+    grey = pixels[:, :, 0]
+    assert res2net_jax.classify(model, grey) == res2net_jax.classify(model, grey[:, :, None])
+    assert res2net_jax.classify(model, grey) == res2net_jax.classify(model, Image.fromarray(grey))
 
 
 def test_class_names_and_their_number(photos, model):
@@ -46,6 +55,12 @@ def test_class_names_and_their_number(photos, model):
     assert {p.label for p in res2net_jax.classify(small, photos[0])} == {"class 0", "class 1", "class 2"}
     small.reset_classifier(2, class_names=["cat", "dog"])
     assert {p.label for p in res2net_jax.classify(small, photos[0])} == {"cat", "dog"}
+    small.class_names = ["lynx", "wolf"]
+    assert {p.label for p in res2net_jax.classify(small, photos[0])} == {"lynx", "wolf"}
+    for wrong in ("ab", ["a"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="class_names must be 2 names"):
+            small.class_names = wrong
+    assert small.class_names == ("lynx", "wolf")
 
 
 def test_what_cannot_be_classified(model, photos, tmp_path):
@@ -68,6 +83,11 @@ def test_what_cannot_be_classified(model, photos, tmp_path):
     grey = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,), in_chans=1).eval()
     with pytest.raises(ValueError, match="1 input channels has no transform for pictures"):
         res2net_jax.classify(grey, photos)
+    for pixels in (np.zeros((2, 3, 64, 64), "uint8"), np.zeros((3, 64, 64), "uint8"), np.zeros((8, 8, 4), "uint8")):
+        with pytest.raises(ValueError, match=r"a picture as an array is uint8, \[height, width, 3\] .*; got uint8 \["):
+            res2net_jax.classify(model, pixels)
+    with pytest.raises(ValueError, match="a picture as an array is uint8, .*; got float32"):
+        res2net_jax.classify(model, [np.zeros((8, 8, 3), "float32")])
     with pytest.raises(ValueError, match="looks like NCHW"):
         res2net_jax.classify(model, np.zeros((1, 3, 64, 64), "float32"))
     fresh.reset_classifier(0)

@@ -178,5 +178,5 @@ def test_what_is_no_picture(tmp_path, photos):
         ours(b"")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         ours(tmp_path / "none.jpg")
-    with pytest.raises(TypeError, match="path, bytes or a PIL image"):
+    with pytest.raises(TypeError, match="path, bytes, a PIL image or an array"):
         ours(3)
