@@ -25,6 +25,7 @@ def pytest_configure(config):
             "RES2NET_JAX_HOME": home.name,
             "JAX_COMPILATION_CACHE_DIR": f"{home.name}/compiled",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "OMP_NUM_THREADS": "1",  # torch's, whose idle threads would keep the other worker's core busy
         }
 
 
