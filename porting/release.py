@@ -57,8 +57,7 @@ def port(
     given = changes(asked, variant.arch)
     if output is not None:
         files.require_local(output)
-        if not checkpoint.is_free(Path(output).expanduser()) and not overwrite:
-            raise FileExistsError(f"{output} exists; pass overwrite=True (--force) to replace it")
+        checkpoint.require_free(Path(output).expanduser(), overwrite)
     elif others := given.keys() - in_the_weights(given).keys():
         raise ValueError(f"{', '.join(sorted(others))} is in no array, so give it to load; or name an output")
 

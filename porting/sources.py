@@ -90,7 +90,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         return _unwrap(_read_safetensors(path), path)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         return _unwrap(_read_torch(path), path)
-    if head.lstrip()[:1] == b"<":
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ValueError(f"{path} is a web page, not weights; the download address was probably wrong")
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch the file itself (git lfs pull)")

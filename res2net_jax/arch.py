@@ -21,6 +21,15 @@ _OF_TIMM = {
     "block_args": "its scale and attn_layer are options of their own: scale=6",
     "norm_layer": "its norms are BatchNorm",
 }
+_OF_MODELS = (
+    "num_classes",
+    "in_chans",
+    "dtype",
+    "param_dtype",
+    "rngs",
+    "features_only",
+    "out_indices",
+)  # of create and load
 # timm's ResNet takes these and its Res2Net blocks ignore them.
 _IGNORED_BY_TIMM = ("block_reduce_first", "reduce_first")
 
@@ -176,8 +185,8 @@ def override(arch: Arch, **options) -> Arch:
         if option in _IGNORED_BY_TIMM:
             raise ValueError(f"{option} has no effect on a Res2Net (timm ignores it silently); leave it out")
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(known)}"
+            near = difflib.get_close_matches(option, [*_OF_MODELS, *known], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"options: {', '.join([*_OF_MODELS, *known])}"
             raise ValueError(f"a Res2Net has no option {option!r}; {_OF_TIMM.get(option, hint)}")
     return dataclasses.replace(arch, **options)
 

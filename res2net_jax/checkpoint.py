@@ -33,10 +33,11 @@ from res2net_jax.files import (
 )
 from res2net_jax.init import require_model, variables
 from res2net_jax.model import Res2Net
-from res2net_jax.provenance import ancestor_of, with_ancestor
+from res2net_jax.provenance import ancestor_of, release_of, with_ancestor
 from res2net_jax.variants import Preprocessing
 
 FORMAT = 1
+_OF_ORBAX = ("model", "orbax.checkpoint", "commit_success.txt")  # and what begins with _
 NOT_CERTIFIED = {"certified": False, "reason": "saved from a live model, not ported from a release"}
 
 
@@ -88,9 +89,7 @@ def save(
         return folder
     metadata["crc32"] = {path: _crc32(value) for path, value in arrays(model).items()}
     with lock(folder), writing(folder):
-        if not is_free(folder) and not (overwrite and is_checkpoint(folder)):
-            reason = "it is not a checkpoint, so it is left alone" if overwrite else "pass overwrite=True to replace it"
-            raise FileExistsError(f"{folder} exists; {reason}")
+        require_free(folder, overwrite)
         remove_leftovers(folder)
         temporary = Path(tempfile.mkdtemp(prefix=leftover_prefix(folder), dir=folder.parent))
         try:
@@ -153,7 +152,7 @@ def restore(
     # A mistake in the options shows before anything is read.
     wanted = asked_for(saved, num_classes, in_chans, param_dtype, override(saved.arch, **(arch or {})))
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    _fill(saved, folder, place, metadata.get("crc32", {}))
+    _fill(saved, folder, place, metadata)
     return (saved if wanted is saved else adapt(saved, wanted, sharding=place)).eval()
 
 
@@ -236,9 +235,19 @@ def locate(folder: str | os.PathLike) -> Path:
     return steps[max(steps)]
 
 
-def is_free(folder: Path) -> bool:
-    """Whether nothing is there but, at most, an empty folder."""
-    return not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+def require_free(folder: Path, overwrite: bool = False) -> None:
+    """FileExistsError if something is there that is not to be replaced; an empty folder is nothing."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not is_checkpoint(folder):
+        raise FileExistsError(f"{folder} exists; it is not a checkpoint, so it is left alone. Give another folder")
+    names = sorted(child.name for child in folder.iterdir())
+    if others := [name for name in names if not name.startswith("_") and name not in _OF_ORBAX]:
+        raise FileExistsError(
+            f"{folder} holds more than a model ({', '.join(others[:3])}), so it is left alone. Give another folder"
+        )
+    if not overwrite:
+        raise FileExistsError(f"{folder} exists; pass overwrite=True (--force) to replace it")
 
 
 def _identity(folder):
@@ -250,19 +259,19 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "_CHECKPOINT_METADATA").is_file()
 
 
-def _fill(model, folder, place, checksums):
+def _fill(model, folder, place, metadata):
     """Puts the arrays in ``folder`` into the abstract ``model``."""
     from orbax.checkpoint import v1 as ocp
 
-    leaves = variables(model)
+    leaves, checksums, release = variables(model), metadata.get("crc32", {}), release_of(metadata)
+    advice = f"delete it and port it again (python -m porting {release.name})" if release else "take another one"
     target = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for path, leaf in leaves.items()}
     try:
         with _ORBAX, _quiet():
             loaded = ocp.load_checkpointables(folder, {"model": target})["model"]
     except Exception as error:
         raise ValueError(
-            f"the checkpoint {folder} cannot be read, it seems to be damaged; take another one, or delete it "
-            f"and port it again (python -m porting {model.name}). Orbax says: {first_line(error)}"
+            f"the checkpoint {folder} cannot be read, it seems to be damaged; {advice}. Orbax says: {_cause(error)}"
         ) from error
     for path, leaf in leaves.items():
         if (
@@ -274,11 +283,15 @@ def _fill(model, folder, place, checksums):
         # Orbax does not notice a flipped bit. What it has cast cannot be compared.
         dtype, _ = saved = checksums.get(path, [None, None])
         if dtype == leaf.dtype.name and loaded[path].is_fully_addressable and _crc32(loaded[path]) != saved:
-            raise ValueError(
-                f"the checkpoint {folder} is damaged: {path} is not what was saved; take another one, or delete it and "
-                f"port it again (python -m porting {model.name})"
-            )
+            raise ValueError(f"the checkpoint {folder} is damaged: {path} is not what was saved; {advice}")
         leaf.set_value(loaded[path])
+
+
+def _cause(error):
+    """What Orbax stumbled on, for its own words are of its handlers."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return first_line(error).partition(" [tensorstore_spec")[0]
 
 
 def _crc32(value):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 
 from res2net_jax.files import first_line, out_of_memory
@@ -30,6 +31,8 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     _abandoned.clear()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be what the terminal cannot show
     sys.unraisablehook = _unraisable
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # a panorama is no attack
+    warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler")  # which Orbax leaves of a damaged checkpoint
     try:
         code = command(arguments)
         sys.stdout.flush()

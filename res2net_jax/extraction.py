@@ -42,6 +42,7 @@ def feature_extractor(
 
     Raises:
         ValueError: No such stage, or a model in train mode.
+        TypeError: No model.
     """
     return compile_function(_features(model, stage, pool), model)
 
@@ -76,7 +77,8 @@ def save_features(
         The pictures that could not be read, and why.
 
     Raises:
-        ValueError: No pictures, no such stage, another suffix, or an unfinished run of other settings.
+        ValueError: No pictures or none that can be read, no such stage, another suffix, or an unfinished run of other
+            settings.
         FileExistsError: ``output`` is there.
         OSError: No permission, no space.
     """
@@ -110,6 +112,10 @@ def save_features(
             while not file.finished:
                 batch = list(itertools.islice(images, batch_size))
                 if not batch:
+                    if len(file.unreadable) == len(names):
+                        file.discard()
+                        reasons = "\n".join(f"  {reason}" for reason in file.unreadable.values())
+                        raise ValueError(f"no picture can be read, so {output} was not written:\n{reasons}")
                     file.finish()
                     break
                 unreadable = {i: str(image) for i, image in enumerate(batch) if isinstance(image, Exception)}
@@ -125,7 +131,8 @@ def save_features(
 
 
 def _features(model, stage, pool):
-    stages = [info["module"] for info in model.feature_info]
+    require_model(model)
+    stages = model.feature_info.module_name()
     return _features_of(stages.index(check_stage(model, stage)), pool)
 
 

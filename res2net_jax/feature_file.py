@@ -112,6 +112,10 @@ class FeatureFile:
             shutil.rmtree(self.folder)
         self.finished = True
 
+    def discard(self) -> None:
+        """Forgets the rows."""
+        shutil.rmtree(self.folder)
+
     def _read_progress(self, overwrite) -> bool:
         """Whether there is an unfinished run to go on with; if so, how far it came."""
         path = self.folder / "progress.jsonl"

@@ -17,6 +17,7 @@ from res2net_jax.preprocess import known_setting
 from res2net_jax.variants import Preprocessing
 
 SUFFIXES = (stablehlo.SUFFIX, ".onnx", ".pth", ".safetensors")
+_MOST = 2**14  # of an image's side: pixels beyond some 2**30 are more than XLA counts
 # How far a file's logits may be from the model's in float32, of the largest one.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}
 ONNX_TOLERANCE = 1e-4
@@ -59,8 +60,10 @@ def export(
     file = Path(file).expanduser()
     check_format(file)
     require_model(model)
-    if model.bn1.folded or not model.bn1.use_running_average:
-        raise ValueError("only a model in eval mode that is not fused can be exported; call model.eval()")
+    if model.bn1.folded:
+        raise ValueError("a fused model cannot be exported; export the one that it was made from")
+    if not model.bn1.use_running_average:
+        raise ValueError("only a model in eval mode can be exported; call model.eval()")
     if file.suffix != stablehlo.SUFFIX and (dtype is not None or weights_beside):
         raise ValueError(f"dtype and weights_beside are options of {stablehlo.SUFFIX}; {file.suffix} has none of them")
     beside = stablehlo.weights_file(file) if weights_beside else None
@@ -120,8 +123,10 @@ def _on_cpu(model):
 def _size(model, size):
     if size is None:
         size = (known_setting(model) or Preprocessing()).size
-    height, width = size if isinstance(size, tuple) else (size, size)
-    return natural("size (in pixels)", height, least=1), natural("size (in pixels)", width, least=1)
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2 or any(natural("size (in pixels)", side, least=1) > _MOST for side in sides):
+        raise ValueError(f"size is (height, width) in pixels, at most {_MOST:,} each; got {size!r}")
+    return sides
 
 
 def _scaling(model):

@@ -14,7 +14,7 @@ from res2net_jax import alignment, backend, convolution, microbatch
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import require_model, variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
-from res2net_jax.model import Res2Net
+from res2net_jax.model import Res2Net, require_array
 
 # Of a piece of a kernel, the last one 48 to 191: three times what XLA:CPU's products compute at once with AVX-512.
 COLUMNS = 144
@@ -74,7 +74,7 @@ def compile(
         ``jax.grad`` and the like, where it is compiled without the options.
 
     Raises:
-        ValueError: ``model`` is in train mode.
+        ValueError: ``model`` is in train mode. What is returned raises what a call of the model does.
     """
     if isinstance(model, FeaturePyramid):
         return compile_function(_maps_at(model.out_indices), model.backbone)
@@ -84,7 +84,12 @@ def compile(
 def compile_function(function: Callable, model: Res2Net) -> Callable:
     """As :func:`compile`, for what ``function(model, images)`` gives."""
     run, leaves = program(function, model)
-    return functools.partial(run, leaves)
+
+    def call(images):
+        require_array(images)
+        return run(leaves, images)
+
+    return call
 
 
 def program(function: Callable, model: Res2Net) -> tuple[Callable, list[Array]]:

@@ -223,10 +223,16 @@ def _require_no_address(folder):
 
 
 def is_folder(name_or_folder) -> bool:
+    if not isinstance(name_or_folder, str | os.PathLike) or not os.fspath(name_or_folder):
+        raise ValueError(f"expected a model name or a checkpoint folder; got {name_or_folder!r}")
+    if isinstance(name_or_folder, str) and name_or_folder in VARIANTS:  # also where a folder is called so
+        return False
+    path = Path(name_or_folder)
+    if path.expanduser().is_file():
+        raise ValueError(
+            f"{path} is a file; weights in a file go with the name of their model, as source= (--source): "
+            f'load(NAME, source="{path}")'
+        )
     if isinstance(name_or_folder, os.PathLike):
         return True
-    if not isinstance(name_or_folder, str):
-        raise ValueError(f"expected a model name or a checkpoint folder; got {name_or_folder!r}")
-    if name_or_folder in VARIANTS:  # also where a folder is called so
-        return False
-    return os.sep in name_or_folder or name_or_folder.startswith((".", "~")) or Path(name_or_folder).is_dir()
+    return os.sep in name_or_folder or name_or_folder.startswith((".", "~")) or path.is_dir()

@@ -8,6 +8,7 @@ from numbers import Integral
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -261,6 +262,7 @@ class Res2Net(nnx.Module):
         """Raises what a call of the model raises for ``x``, before anything is compiled."""
         if isinstance(jax.tree.leaves(self.conv1)[0], jax.ShapeDtypeStruct):
             raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
+        require_array(x)
         if jnp.ndim(x) != 4 or x.shape[-1] != self.in_chans:
             hint = ""
             if jnp.ndim(x) == 4 and x.shape[1] == self.in_chans:
@@ -272,11 +274,23 @@ class Res2Net(nnx.Module):
             raise ValueError(
                 f"expected images of shape [batch, height, width, {self.in_chans}]; got {list(jnp.shape(x))}{hint}"
             )
+        if any(isinstance(side, int) and side == 0 for side in x.shape[1:3]):
+            raise ValueError(f"expected images of at least one pixel; got {list(x.shape)}")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
                 f"expected normalised floating-point images; got {x.dtype}. "
                 "res2net_jax.preprocess(model) makes one from a picture: a file, a PIL image, or uint8 [h, w, 3]"
             )
+
+
+def require_array(images) -> None:
+    """TypeError for what is no array, such as a torch tensor or a path."""
+    if isinstance(images, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        return
+    hint = "res2net_jax.preprocess(model) makes an image of a picture, numpy.stack a batch of several"
+    if hasattr(images, "numpy"):
+        hint = "pass its .numpy(), with the channels last"
+    raise TypeError(f"expected an array [batch, height, width, channels]; got a {type(images).__name__}. {hint}")
 
 
 def _one_a_class(names, num_classes):

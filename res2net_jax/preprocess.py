@@ -110,6 +110,8 @@ def open_picture(picture: Picture) -> Image.Image:
         name, file = "these bytes", io.BytesIO(picture)
     elif isinstance(picture, str | os.PathLike):
         name = file = Path(picture).expanduser()
+        if name.is_dir():
+            raise ValueError(f"{name} is a folder; give its pictures one by one")
         if not name.is_file():
             raise FileNotFoundError(f"there is no file {name}")
     elif isinstance(picture, np.ndarray | jax.Array):

@@ -48,11 +48,9 @@ def features(
     loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
     options = {"pool": not maps, "batch_size": batch_size, "overwrite": force}
     unreadable = extraction.save_features(loaded, pictures, output, stage, **options)
-    lines = "\n".join(f"  {reason}" for reason in unreadable.values())
-    if len(unreadable) == len(pictures):
-        raise ValueError(f"no picture can be read, so {output} holds nothing but NaN:\n{lines}")
     print(json_.dumps({"file": str(output), "unreadable": unreadable}) if json else output)
     if unreadable:
         count = f"{len(unreadable):,} of {len(pictures):,} pictures"
+        lines = "\n".join(f"  {reason}" for reason in unreadable.values())
         print(f"{count} could not be read; their rows are NaN:\n{lines}", file=sys.stderr)
     return int(strict and bool(unreadable))

@@ -14,6 +14,7 @@ from res2net_jax.command_line import table
 from res2net_jax.commands.options import CacheFolder, Model
 from res2net_jax.cost import cost, count_parameters
 from res2net_jax.model import Res2Net
+from res2net_jax.provenance import release_of
 from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
 
 
@@ -60,9 +61,10 @@ def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: Cac
         described = Res2Net(get_variant(model).arch, name=model)
     else:
         described = checkpoint.abstract_model(metadata)
-    variant = VARIANTS.get(described.name)
+    # What was published is of the released weights, not of others, nor of a relative.
+    variant = get_variant(model) if metadata is None else release_of(metadata)
     if variant is not None and described.arch != variant.arch:
-        variant = None  # a relative: what was published is not of this model
+        variant = None
     if json:
         print(dumps(_as_json(described, height, width, variant, folder, metadata), indent=2))
         return

@@ -1,6 +1,7 @@
 """``predict``: what is in pictures."""
 
 import contextlib
+import os
 import sys
 
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def predict(
     if explain and html is None:
         raise ValueError("--explain goes with --html; for overlays as files: python -m res2net_jax explain")
     on_disk = [file for file in (csv, json_lines, html) if file is not None and str(file) != "-"]
-    if len(set(on_disk)) < len(on_disk):
+    if len(set(map(os.path.realpath, on_disk))) < len(on_disk):
         raise ValueError("two outputs cannot be one file; give them different names")
     for file in on_disk:
         files.check_new(file, force)

@@ -150,10 +150,9 @@ def test_what_cannot_be_ported(safetensors_file, weights, tmp_path):
     assert not (tmp_path / "m").exists()
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match="--force"):
-        porting.port(NAME, safetensors_file, tmp_path / "m")
-    with pytest.raises(FileExistsError, match="not a checkpoint, so it is left alone"):
-        porting.port(NAME, safetensors_file, tmp_path / "m", verify=False, overwrite=True)
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="not a checkpoint, so it is left alone"):
+            porting.port(NAME, safetensors_file, tmp_path / "m", verify=False, overwrite=overwrite)
 
 
 def run(*arguments, env=None):

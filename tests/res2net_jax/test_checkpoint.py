@@ -150,7 +150,14 @@ def test_a_later_format_and_damage(model, tmp_path):
     file.write_text(json.dumps(metadata))
     for data in (folder / "model").rglob("d/*"):
         data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(ValueError, match="seems to be damaged; take another one, or delete it and port it again"):
+    with pytest.raises(
+        ValueError, match="damaged; take another one. Orbax says: .*[Bb]yte range"
+    ) as caught:
+        res2net_jax.load(folder)
+    assert "handler" not in str(caught.value)
+    metadata["custom_metadata"]["source"]["origin"] = "hf://timm/res2net50_26w_4s.in1k"
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="damaged; delete it and port it again .python -m porting res2net50_26w_4s"):
         res2net_jax.load(folder)
     file.write_text(file.read_text()[:40])
     with pytest.raises(ValueError, match="or it is damaged"):
@@ -181,6 +188,15 @@ def test_arrays_of_another_type_than_the_model_says_are_no_damage(model, tmp_pat
     loaded = res2net_jax.load(res2net_jax.save(model, tmp_path / "m"))
     assert loaded.fc.kernel.dtype == jnp.float32
     assert np.array_equal(loaded.fc.kernel[...], model.fc.kernel[...].astype(jnp.float32))
+
+
+def test_what_is_beside_a_model_is_not_lost_with_it(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    res2net_jax.save(model, folder, overwrite=True)
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(FileExistsError, match=r"holds more than a model \(checkpoints\), so it is left alone"):
+        res2net_jax.save(model, folder, overwrite=True)
+    assert (folder / "checkpoints").exists() and same(res2net_jax.load(folder), model)
 
 
 def test_an_empty_folder_takes_a_checkpoint(model, tmp_path):

@@ -112,6 +112,7 @@ def test_no_picture_can_be_read(run, folder, pictures, tmp_path):
     assert list(tmp_path.iterdir()) == [pictures]
     code, out, error = run("features", folder, pictures / "b", "--output", tmp_path / "f.npz")
     assert (code, out) == (2, "") and "no picture can be read" in error and error.count("\n") == 3
+    assert {path.name for path in tmp_path.iterdir()} == {pictures.name, ".f.npz.lock"}
 
 
 @pytest.mark.parametrize("form", ["--csv", "--json-lines", "--html"])
@@ -136,6 +137,9 @@ def test_an_output_that_exists(run, folder, pictures, tmp_path, form):
         (["predict", "MODEL", "PICTURES", "--batch-size", "-1"], "--batch-size must be"),
         (["predict", "MODEL", "PICTURES", "--csv", "-", "--json"], "--csv and --json both write to standard output"),
         (["predict", "MODEL", "PICTURES", "--csv", "a", "--html", "a"], "two outputs cannot be one file"),
+        (["predict", "MODEL", "PICTURES", "--csv", "a", "--html", os.path.abspath("a")], "two outputs cannot be one"),
+        (["predict", __file__, "PICTURES"], "weights in a file go with the name of their model, as source= (--source)"),
+        (["export", "MODEL", "m.stablehlo", "--size", "999999999"], "at most 16,384 each"),
         (["predict", "MODEL", "PICTURES", "--explain"], "--explain goes with --html"),
         (
             ["explain", "MODEL", "PICTURES", "--output", "OUT", "--class", "10"],
@@ -233,13 +237,16 @@ def test_explain_draws_the_maps_of_the_library(run, folder, pictures, tmp_path):
     assert run("explain", folder, pictures, "--output", tmp_path / "maps", "--force", "--class", "3")[0] == 0
 
 
-def test_list_and_info_as_json(run, folder):
+def test_list_and_info_as_json(run, folder, checkpoint_folder):
     models = json.loads(run("list", "*101*", "--json")[1])
     assert [model["name"] for model in models] == ["res2net101_26w_4s", "res2net101d"]
     assert models[1]["imagenet"]["top1"] == res2net_jax.get_variant("res2net101d").imagenet.top1
     known = json.loads(run("info", "res2net50d", "--json", "--cache-dir", folder.parent)[1])
     assert known["checkpoint"] is None and known["published"]["name"] == "res2net50d"
     assert known["params"] == known["published"]["params"] and known["cost"]["macs"] == known["published"]["macs"]
+    another = json.loads(run("info", checkpoint_folder, "--json")[1])  # of the release's architecture
+    assert another["published"] is None and another["params"] > 25_000_000
+    assert "Published" not in run("info", checkpoint_folder)[1]
     ours = json.loads(run("info", folder, "--json", "--size", "32")[1])
     assert ours["num_classes"] == 10 and ours["published"] is None and ours["cost"]["height"] == 32
     assert ours["checkpoint"]["folder"] == str(folder) and not ours["checkpoint"]["certificate"]["certified"]

@@ -254,7 +254,9 @@ def test_what_has_no_features(model, pictures, tmp_path):
         res2net_jax.feature_extractor(res2net_jax.create("res2net50_26w_4s", **SMALL))
     with pytest.raises(PermissionError, match="cannot write"):
         res2net_jax.save_features(model, pictures, pictures[0] / "f.npy")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="(?s)no picture can be read, so .*f.npy was not written:.*is a folder"):
+        res2net_jax.save_features(model, [tmp_path, tmp_path / "none.jpg"], tmp_path / "f.npy")
+    assert [path.name for path in tmp_path.iterdir()] == [".f.npy.lock"]
 
 
 def test_a_full_disk_keeps_the_rows(tmp_path, monkeypatch):

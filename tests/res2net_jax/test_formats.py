@@ -196,6 +196,9 @@ def test_what_cannot_be_exported(model, tmp_path, monkeypatch):
         export(tmp_path / "m.stablehlo", dtype="float16")
     with pytest.raises(ValueError, match="whole number from 1 up"):
         export(tmp_path / "m.stablehlo", size=0)
+    for size in ((32,), (32, 32, 3), 10**9):
+        with pytest.raises(ValueError, match=r"size is \(height, width\) in pixels, at most 16,384 each; got"):
+            export(tmp_path / "m.stablehlo", size=size)
     with pytest.raises(ValueError, match="mean and standard deviation"):
         res2net_jax.export(small_model(in_chans=4), tmp_path / "m.stablehlo", uint8=True)
     multispectral = small_model(in_chans=4)
@@ -204,9 +207,10 @@ def test_what_cannot_be_exported(model, tmp_path, monkeypatch):
         formats._size(multispectral, None) == (40, 40)
         and formats._scaling(multispectral) is multispectral.preprocessing
     )
-    for other in (small_model().train(), res2net_jax.fuse(model)):
-        with pytest.raises(ValueError, match="in eval mode that is not fused"):
-            res2net_jax.export(other, tmp_path / "m.stablehlo")
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        res2net_jax.export(small_model().train(), tmp_path / "m.stablehlo")
+    with pytest.raises(ValueError, match="export the one that it was made from"):
+        res2net_jax.export(res2net_jax.fuse(model), tmp_path / "m.stablehlo")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'res2net_jax\[onnx\]'"):
         export(tmp_path / "m.onnx")

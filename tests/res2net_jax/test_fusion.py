@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 import porting
@@ -219,6 +220,22 @@ def test_a_subclass_is_compiled_as_it_is():
     expected = np.asarray(res2net_jax.compile(model)(x)) / 2
     model.__class__ = Halved
     np.testing.assert_allclose(res2net_jax.compile(model)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_are_no_images():
+    model = random_model("float32")
+    for call in (model, res2net_jax.compile(model)):
+        for images, message in (
+            (torch.zeros(1, 32, 32, 3), r"got a Tensor. pass its .numpy\(\)"),
+            ("photo.jpg", "got a str. res2net_jax.preprocess"),
+            ([[1.0]], "got a list"),
+        ):
+            with pytest.raises(TypeError, match=message):
+                call(images)
+        with pytest.raises(ValueError, match="at least one pixel"):
+            call(np.zeros((1, 0, 32, 3), "float32"))
+    with pytest.raises(TypeError, match="expected a Res2Net; got a str"):
+        res2net_jax.feature_extractor("res2net50d")
 
 
 def test_what_a_pyramid_is_not_for(tmp_path, photos):
