@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jax
 
+from res2net_jax.checkpoint import is_checkpoint
+from res2net_jax.files import writing
 from train.devices import everywhere, largest, together
 from train.report import COLUMNS, say
 from train.signals import StopRequest
@@ -16,6 +18,11 @@ from train.signals import StopRequest
 if sys.platform != "win32":
     import fcntl
 
+
+#: Any of these says that a run was here; the lock is the first that it makes.
+_OF_A_RUN = {".lock", "config.json", "config.tmp", "checkpoints", "tensorboard"}
+#: What a shell or a cluster writes of a run that is about to begin.
+_LOGS = {".log", ".out", ".err"}
 
 PATIENCE = 90  # seconds, after which the clients of a file server have looked anew (NFS: 3 to 60)
 
@@ -39,6 +46,7 @@ def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) ->
     Raises:
         ValueError: Another run is at work there, there are files of its names that are not of a run, or the processes
             do not share the folder.
+        FileExistsError: Something else than a run is there; it is left as it was.
         OSError: The folder cannot be made or written.
     """
     file = together(lambda: _open(folder) if jax.process_index() == 0 else None)
@@ -67,13 +75,37 @@ def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) ->
 
 
 def _open(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / ".lock").open("a")
+    with writing(folder):
+        _require_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / ".lock").open("a")
+
+
+def _require_run(folder):
+    """FileExistsError unless ``folder`` is absent, empty or a run's, also of one that was killed as it began.
+
+    A run within a model would go with it when the model is replaced, and one among pictures would be taken for a class.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--output {folder} is a file; name a folder")
+    if not folder.exists() or _has_checkpoints(folder):
+        return
+    if is_checkpoint(folder):
+        raise FileExistsError(f"{folder} holds a model, not a run; give a new --output")
+    names = {child.name for child in folder.iterdir()}
+    others = sorted(name for name in names if not name.startswith(".") and Path(name).suffix not in _LOGS)
+    if others and not names & _OF_A_RUN:
+        told = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+        raise FileExistsError(f"{folder} holds other files ({told}), not a run; give a new --output")
+
+
+def _has_checkpoints(folder):
+    return any((folder / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA"))
 
 
 def _require_ours(folder):
     """ValueError if a file that a run would replace is not of a run."""
-    if any((folder / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")):
+    if _has_checkpoints(folder):
         return
     for name, known in (("metrics.csv", [",".join(COLUMNS[:3])]), ("config.json", ['"model"', '"dataset"', '"lr"'])):
         file = folder / name

@@ -144,6 +144,9 @@ class Config:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+#: Steps that a run can count: their number is an int32 on the devices.
+MOST = 2**31 - 1
+
 #: Fields that may change between the runs of one training: none of them changes a parameter's bits.
 FREE = {
     *(
@@ -277,8 +280,10 @@ def _validate(config):
         ),
         "at least 0": (
             lambda value: value >= 0,
-            ("seed", "workers", "mixup", "cutmix", "warmup_epochs", "weight_decay"),
+            ("workers", "mixup", "cutmix", "warmup_epochs", "weight_decay"),
         ),
+        f"at most {MOST}": (lambda value: value <= MOST, ("epochs", "decay_epochs")),
+        f"from 0 to {2**32 - 1}": (lambda value: 0 <= value < 2**32, ("seed",)),
         "from 0 to 1": (lambda value: 0 <= value <= 1, ("momentum", "label_smoothing", "random_erasing")),
         "above 0 and at most 1": (lambda value: 0 < value <= 1, ("layer_decay", "ema", "eval_crop_pct")),
     }
@@ -286,21 +291,21 @@ def _validate(config):
         for name in names:
             value = getattr(config, name)
             if value is not None and not (holds(value) and math.isfinite(value)):
-                raise ValueError(f"{name} must be {expected}; got {value!r}")
+                raise ValueError(f"--{name.replace('_', '-')} must be {expected}; got {value!r}")
     if config.freeze and not config.pretrained:
-        raise ValueError("freeze keeps the backbone as it is, which makes sense for a trained one; add --pretrained")
+        raise ValueError("--freeze keeps the backbone as it is, which makes sense for a trained one; add --pretrained")
     if config.warmup_epochs >= config.epochs:
         raise ValueError(
-            f"warmup_epochs {config.warmup_epochs} leaves none of the {config.epochs} epochs; train for more epochs, "
+            f"--warmup-epochs {config.warmup_epochs} leaves none of the {config.epochs} epochs; train for more epochs, "
             "or with --warmup-epochs 0"
         )
     if config.batch_size % config.accumulate:
         raise ValueError(
-            f"batch_size {config.batch_size} cannot be cut into {config.accumulate} equal parts (accumulate)"
+            f"--batch-size {config.batch_size} cannot be cut into {config.accumulate} equal parts (--accumulate)"
         )
     part = config.batch_size // config.accumulate
     if config.batchnorm_group and part % config.batchnorm_group:
         raise ValueError(
-            f"batchnorm_group {config.batchnorm_group} does not divide the {part} images that are computed at once "
-            f"(batch_size {config.batch_size} / accumulate {config.accumulate})"
+            f"--batchnorm-group {config.batchnorm_group} does not divide the {part} images that are computed at once "
+            f"(--batch-size {config.batch_size} / --accumulate {config.accumulate})"
         )

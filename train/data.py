@@ -43,19 +43,19 @@ class Augment:
 
     def __post_init__(self):
         if self.resizer not in transforms.RESIZERS:
-            raise ValueError(f"resizer must be {' or '.join(transforms.RESIZERS)}; got {self.resizer!r}")
+            raise ValueError(f"--resizer must be {' or '.join(transforms.RESIZERS)}; got {self.resizer!r}")
         if self.resizer == "simd" and importlib.util.find_spec("cykooz_resizer") is None:
-            raise ValueError("resizer simd needs a package: pip install cykooz.resizer; pillow needs nothing more")
+            raise ValueError("--resizer simd needs a package: pip install cykooz.resizer; pillow needs nothing more")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale must be two rising numbers in (0, 1]; got {self.crop_scale}")
+            raise ValueError(f"--crop-scale must be two rising numbers in (0, 1]; got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio must be two rising positive numbers; got {self.crop_ratio}")
+            raise ValueError(f"--crop-ratio must be two rising positive numbers; got {self.crop_ratio}")
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip must be a probability; got {self.flip}")
+            raise ValueError(f"--flip must be a probability; got {self.flip}")
         if self.color_jitter < 0:
-            raise ValueError(f"color_jitter must not be negative; got {self.color_jitter}")
+            raise ValueError(f"--color-jitter must not be negative; got {self.color_jitter}")
         if self.rand_augment is not None and not 0 <= self.rand_augment <= 30:
-            raise ValueError(f"rand_augment must be 0..30 or None; got {self.rand_augment}")
+            raise ValueError(f"--rand-augment must be 0..30 or None; got {self.rand_augment}")
 
 
 def train_batches(

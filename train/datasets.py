@@ -28,6 +28,7 @@ class Dataset:
         name: As asked for.
         split: The split that it is, e.g. ``test`` where ``validation`` was asked of a set without one;
             ``all`` for a folder that has no splits.
+        held_out: The split that it gives for ``validation``.
         source: Random access: ``len(source)``; ``source[i]`` is ``{"image": encoded bytes or uint8 [h, w, c],
             "label": int}``, the label of a multi-label set being a tuple of ints, which may be empty;
             ``source.name(i)`` is what to call it in a message.
@@ -48,6 +49,7 @@ class Dataset:
     multi_label: bool = False
     in_chans: int = 3
     pieces: tuple[tuple[str, int, int], ...] = ()
+    held_out: str = "validation"
 
     def __len__(self) -> int:
         return len(self.source)
@@ -91,6 +93,10 @@ def resolve_split(title: str, split: str, available: Sequence[str]) -> str:
     raise ValueError(f"{title} has no split {split!r}; it has {', '.join(available) or 'none'}")
 
 
+def _held_out(available):
+    return "test" if "test" in available and "validation" not in available else "validation"
+
+
 def _digits(split):
     """scikit-learn's handwritten digits: 1797 grey 8x8 pictures, 0..16 stretched to 0..255.
 
@@ -106,7 +112,7 @@ def _digits(split):
     chosen = (occurrence % 5 == 4) == (split == "test")
     images = np.round(data.images[chosen, :, :, None] * (255 / 16)).astype(np.uint8)
     source = Arrays(f"digits[{split}]", images, data.target[chosen].astype(np.int32))
-    return Dataset("digits", split, source, 10, class_names=tuple("0123456789"), in_chans=1)
+    return Dataset("digits", split, source, 10, class_names=tuple("0123456789"), in_chans=1, held_out="test")
 
 
 def _folder(name, split):
@@ -120,11 +126,14 @@ def _folder(name, split):
     splits = {key: folder for key, folder in splits.items() if folder in found}
     # "train" alone may be a class, beside "bus" and "tram".
     if len(splits) > 1 or found and found == set(splits.values()):
+        split = "validation" if split in ("val", "valid") else split  # as the folder may be called
         split = resolve_split(str(root), split, tuple(splits))
+        held_out = _held_out(splits)
         classes = _classes(root / splits["train"]) if "train" in splits else None
         root = root / splits[split]
     else:
-        split, classes = "all", None
+        split = held_out = "all"
+        classes = None
     here = _classes(root)
     classes = classes or here
     if unknown := [label for label in here if label not in classes]:
@@ -144,7 +153,7 @@ def _folder(name, split):
         np.repeat([labels[label] for label in here], [len(files[label]) for label in here]).astype(np.int32),
     )
     subset = next((s for s in _SUBSETS.values() if class_names is None and set(labels.values()) == set(s)), None)
-    return Dataset(name, split, source, num_classes, class_names, class_subset=subset)
+    return Dataset(name, split, source, num_classes, class_names, class_subset=subset, held_out=held_out)
 
 
 def _classes(root):
@@ -219,6 +228,7 @@ def _tfds(name, split, data_dir):
         multi_label=multi_label,
         in_chans=in_chans,
         pieces=tuple((p.filename, p.skip, p.skip + p.take) for p in info.splits[split].file_instructions),
+        held_out=_held_out(info.splits),
     )
 
 

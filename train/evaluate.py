@@ -23,17 +23,17 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-import res2net_jax
 from res2net_jax import command_line
 from res2net_jax.backend import compiler_options, use_compilation_cache
 from res2net_jax.cost import count_parameters
+from res2net_jax.files import writing
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Accuracy, Preprocessing
 from train import devices, imagenet_subsets, metrics
 from train.augment import normalise
 from train.data import eval_batches
 from train.datasets import Dataset, open_dataset
-from train.start import preprocessing_of
+from train.start import load_model, preprocessing_of
 
 COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
 
@@ -79,7 +79,8 @@ class Options:
     workers: int = 0
     """Processes that decode pictures, beside each process of the run; 0 uses threads."""
     csv: str | None = None
-    """File to append the result to; by default results-DATASET.csv, of another split results-DATASET-SPLIT.csv."""
+    """File to append the result to; by default results-DATASET.csv, of another split than the held-out one
+    results-DATASET-SPLIT.csv."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where the cluster does not say (TPU pods, Slurm and Open MPI do)."""
     num_processes: int | None = None
@@ -182,15 +183,15 @@ def published(model: Res2Net, dataset: Dataset) -> Accuracy | None:
     return getattr(variant, attribute) if attribute and "[" not in dataset.split else None
 
 
-def default_table(dataset: str, split: str) -> str:
+def default_table(dataset: str, split: str, held_out: str = "validation") -> str:
     """The name of the CSV file for results on ``split``; the columns say neither, so no two share a file."""
-    name = dataset if split == "validation" else f"{dataset}-{split}"
+    name = dataset if split == held_out else f"{dataset}-{split}"
     return f"results-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.csv"
 
 
 def append_row(path: Path, row: dict[str, str]) -> None:
     """Adds ``row`` to the CSV file ``path``, with a header if it is new."""
-    with open(path, "a", newline="") as file:
+    with writing(path), open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
@@ -199,13 +200,16 @@ def append_row(path: Path, row: dict[str, str]) -> None:
 
 def require_table(path: Path) -> None:
     """ValueError if ``path`` is something else than a table of results; OSError if it cannot be written."""
+    if path.is_dir():
+        raise IsADirectoryError(f"--csv {path} is a folder; name a file, such as {path / 'results.csv'}")
     if not path.exists():
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"--csv {path}: there is no folder {path.absolute().parent}")
-        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+        with writing(path):
+            tempfile.TemporaryFile(dir=path.absolute().parent).close()
         return
-    with open(path, "r+", newline="") as file:
-        header = file.readline().strip()
+    with writing(path), open(path, "r+", newline="", errors="replace") as file:
+        header = file.readline(1000).strip()
     if header and header != ",".join(COLUMNS):
         raise ValueError(f"--csv {path} is another kind of table; its columns should be {','.join(COLUMNS)}")
 
@@ -216,18 +220,21 @@ def run(arguments: list[str]) -> None:
     changes = {name: value for name in ("size", "crop_pct") if (value := getattr(options, name)) is not None}
     if changes.get("size", 1) < 1 or not 0 < changes.get("crop_pct", 1) <= 1:
         raise ValueError(f"--size must be at least 1 and --crop-pct above 0 and at most 1; got {changes}")
-    path = Path(options.csv or default_table(options.dataset, options.split))
-    require_table(path.expanduser())
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1; got {options.batch_size}")
     devices.connect(options.coordinator, options.num_processes, options.process_id)
     dataset = devices.together(lambda: open_dataset(options.dataset, options.split, data_dir=options.data_dir))
+    path = Path(options.csv or default_table(dataset.name, dataset.split, dataset.held_out)).expanduser()
+    first = jax.process_index() == 0
+    devices.together(lambda: require_table(path) if first else None)
     everywhere = NamedSharding(devices.data_mesh(), PartitionSpec())
-    model = devices.together(lambda: res2net_jax.load(options.model, sharding=everywhere))
+    model = devices.together(lambda: load_model(options.model, sharding=everywhere))
     setting = dataclasses.replace(preprocessing_of(model), **changes)
     counts = evaluate(model, dataset, setting, batch_size=options.batch_size, workers=options.workers)
-    if jax.process_index() == 0:
+    if first:
         result = Accuracy(*(100 * counts[name] / counts["count"] for name in ("top1", "top5")))
         print(summary(options.model, model, dataset, setting, counts["count"], result))
-        append_row(path.expanduser(), table_row(options.model, model, setting, result))
+        append_row(path, table_row(options.model, model, setting, result))
         print(f"Added to {path}")
 
 

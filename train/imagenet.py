@@ -40,6 +40,7 @@ from train.start import (
     open_splits,
     preprocessing,
     require_agreement,
+    require_countable,
     require_divisible,
 )
 from train.step import evaluated, init_state, make_eval_step, make_train_step, zero_sums
@@ -89,6 +90,7 @@ def _run(config, stop, opened):
     else:
         train_set, eval_set = devices.together(lambda: open_splits(config))
     epoch = steps_per_epoch(train_set, config.batch_size)
+    require_countable(config, epoch)
     total = min(config.epochs * epoch, config.steps or math.inf)
 
     # ---- Model

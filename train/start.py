@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
 from train import devices
-from train.config import Config, to_json
+from train.config import MOST, Config, to_json
 from train.datasets import Dataset, open_dataset
 from train.sources import Files
 
@@ -46,6 +47,20 @@ def _overlap(some, others):
     return any(a == b and max(i, m) < min(j, n) for a, i, j in some for b, m, n in others)
 
 
+def load_model(name: str, **options) -> Res2Net:
+    """:func:`res2net_jax.load`; where that asks for ``source``, which no command here has, it says what works here."""
+    try:
+        return res2net_jax.load(name, **options)
+    except (OSError, ValueError) as error:
+        if "--source" not in str(error):
+            raise
+        told = re.sub(r",?( or| and)?( give the file)? as source=.*", "", str(error))
+        name = name if name in VARIANTS else "NAME"
+        raise type(error)(
+            f"{told}. Port it first: python -m porting {name} --source FILE --output DIR, then --model DIR"
+        ) from error
+
+
 def build_model(config: Config, dataset: Dataset) -> Res2Net:
     """The model to train, fresh or (``config.pretrained``) trained; its classifier is kept for the same classes."""
     options = {
@@ -55,10 +70,12 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
         **config.arch,
     }
     if config.pretrained:
-        model = res2net_jax.load(config.model, **options)
+        model = load_model(config.model, **options)
         if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
             model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
         return model
+    if config.model not in VARIANTS and (config.model.startswith("hf://") or Path(config.model).expanduser().is_dir()):
+        raise ValueError(f"--model {config.model} holds trained weights; add --pretrained to start from them")
     options |= {"num_classes": dataset.num_classes, "zero_init_last": config.zero_init_last}
     model = res2net_jax.create(config.model, rngs=config.seed, **options)
     model.class_names = dataset.class_names
@@ -83,8 +100,7 @@ def preprocessing_of(model: Res2Net) -> Preprocessing:
 def require_divisible(config: Config) -> None:
     """ValueError unless the batches can be spread evenly over all devices."""
     devices = jax.device_count()
-    for name in ("batch_size", "eval_batch_size"):
-        size = getattr(config, name)
+    for name, size in (("--batch-size", config.batch_size), ("--eval-batch-size", config.eval_batch_size)):
         if size is not None and size % devices:
             raise ValueError(
                 f"{name} {size} cannot be spread evenly over {devices} devices; "
@@ -93,7 +109,16 @@ def require_divisible(config: Config) -> None:
     part = config.batch_size // config.accumulate
     if part % devices:
         raise ValueError(
-            f"accumulate {config.accumulate} leaves {part} images at once, not a multiple of the {devices} devices"
+            f"--accumulate {config.accumulate} leaves {part} images at once, not a multiple of the {devices} devices"
+        )
+
+
+def require_countable(config: Config, steps_per_epoch: int) -> None:
+    """ValueError if the epochs have more steps than the state, whose number of the step is an int32, can count."""
+    if config.epochs * steps_per_epoch > MOST:
+        raise ValueError(
+            f"--epochs {config.epochs} of {steps_per_epoch:,} steps each are more than the {MOST:,} steps that a run "
+            f"counts; train for at most {MOST // steps_per_epoch:,}"
         )
 
 

@@ -104,8 +104,8 @@ def crop_and_resize(
     shrink = next((n for n in (8, 4, 2) if picture.format == "JPEG" and least >= 1.5 * n * size), 1)
     if shrink > 1:
         picture.draft(None, (width // shrink, height // shrink))
-        # The decoder decides, and rounds the size up: one of its pixels is exactly n x n of the file's.
-        shrink = round(width / picture.size[0])
+        # The decoder may decline. If not it rounds the size up: one of its pixels is exactly n x n of the file's.
+        shrink = shrink if picture.size != (width, height) else 1
     pixels, resize = decode(picture, in_chans), RESIZERS[resizer]
     if shrink == 1:
         pixels = pixels.crop(box)

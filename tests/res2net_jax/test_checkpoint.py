@@ -150,9 +150,7 @@ def test_a_later_format_and_damage(model, tmp_path):
     file.write_text(json.dumps(metadata))
     for data in (folder / "model").rglob("d/*"):
         data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(
-        ValueError, match="damaged; take another one. Orbax says: .*[Bb]yte range"
-    ) as caught:
+    with pytest.raises(ValueError, match="damaged; take another one. Orbax says: .*[Bb]yte range") as caught:
         res2net_jax.load(folder)
     assert "handler" not in str(caught.value)
     metadata["custom_metadata"]["source"]["origin"] = "hf://timm/res2net50_26w_4s.in1k"

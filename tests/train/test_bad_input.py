@@ -1,17 +1,20 @@
 """What a user or a machine does wrong: one clear message, nothing lost."""
 
 import dataclasses
+import errno
 import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import porting.release
 import res2net_jax
 from train import imagenet
 from train.claim import claim
@@ -20,6 +23,7 @@ from train.imagenet import main
 from train.pipeline import Batches
 from train.report import read_rows
 from train.signals import StopRequest
+from train.start import load_model
 
 from .conftest import ROOT, arrays, small, steps, train
 
@@ -38,11 +42,14 @@ def command(*arguments, **environment):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("epochs", 0, "epochs must be greater than 0; got 0"),
-        ("ema", 1.5, "ema must be above 0 and at most 1; got 1.5"),
-        ("warmup_epochs", 30.0, "warmup_epochs 30.0 leaves none of the 30 epochs; .* --warmup-epochs 0"),
-        ("accumulate", 3, "batch_size 64 cannot be cut into 3 equal parts"),
-        ("batchnorm_group", 48, "batchnorm_group 48 does not divide the 64 images"),
+        ("epochs", 0, "--epochs must be greater than 0; got 0"),
+        ("ema", 1.5, "--ema must be above 0 and at most 1; got 1.5"),
+        ("warmup_epochs", 30.0, "--warmup-epochs 30.0 leaves none of the 30 epochs; .* --warmup-epochs 0"),
+        ("accumulate", 3, "--batch-size 64 cannot be cut into 3 equal parts"),
+        ("batchnorm_group", 48, "--batchnorm-group 48 does not divide the 64 images"),
+        ("seed", 5_000_000_000, "--seed must be from 0 to 4294967295; got 5000000000"),
+        ("epochs", 99_999_999_999, "--epochs must be at most 2147483647; got 99999999999"),
+        ("decay_epochs", 99_999_999_999, "--decay-epochs must be at most 2147483647; got 99999999999"),
     ],
 )
 def test_contradictions(capsys, field, value, message):
@@ -51,7 +58,7 @@ def test_contradictions(capsys, field, value, message):
     with pytest.raises(SystemExit) as exit:
         parse(["digits", f"--{field.replace('_', '-')}", str(value)], "train")
     assert exit.value.code == 2
-    assert field in capsys.readouterr().err
+    assert f"--{field.replace('_', '-')}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -84,7 +91,7 @@ def test_a_batch_that_does_not_divide_by_the_devices(tmp_path):
     flags = "--xla_force_host_platform_device_count=8"
     code, err = command("digits", "--batch-size", 36, "--output", tmp_path / "run", XLA_FLAGS=flags)
     assert code == 2
-    assert "batch_size 36 cannot be spread evenly over 8 devices; the nearest that can are 32 and 40" in err
+    assert "--batch-size 36 cannot be spread evenly over 8 devices; the nearest that can are 32 and 40" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -141,6 +148,73 @@ def test_a_signal_ends_the_wait_for_another_run(tmp_path):
         stop.signum = signal.SIGTERM
         assert main(small(tmp_path), stop) == 128 + signal.SIGTERM
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(tmp_path, message):
+    """The run's folder is refused with ``message``, and nothing in it has changed."""
+    before = contents(tmp_path / "run")
+    with pytest.raises(FileExistsError, match=message):
+        train(small(tmp_path))
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_model_is_no_place_for_a_run(tmp_path):
+    res2net_jax.save(res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), scale=2), tmp_path / "run")
+    refused(tmp_path, "run holds a model, not a run; give a new --output")
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / "config.json").write_text("{}")  # such as the hub wants beside a model
+    refused(tmp_path, "run holds a model, not a run; give a new --output")
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_run(tmp_path, pictures):
+    pictures.rename(tmp_path / "run")
+    refused(tmp_path, r"run holds other files \(train, val\), not a run; give a new --output")
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    for name in ("1.jpg", "2.jpg", "3.jpg", "4.jpg"):
+        (tmp_path / "run" / name).touch()
+    refused(tmp_path, r"run holds other files \(1.jpg, 2.jpg, 3.jpg ...\), not a run; give a new --output")
+
+
+@pytest.mark.parametrize(
+    "left", [(), (".lock",), (".lock", ".shared"), (".lock", "config.tmp"), (".lock", "notes.txt")]
+)
+def test_what_a_run_leaves_that_is_killed_as_it_begins_is_a_run(tmp_path, left):
+    (tmp_path / "run").mkdir()
+    for name in ("slurm-1.out", "begun.log", ".DS_Store", *left):
+        (tmp_path / "run" / name).touch()
+    with claim(tmp_path / "run"):
+        pass
+
+
+def test_an_output_that_cannot_be_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "run").touch()
+    with pytest.raises(FileExistsError, match="--output .*run is a file; name a folder"):
+        train(small(tmp_path))
+    with (
+        pytest.raises(PermissionError, match="cannot write .*run/below .Not a directory."),
+        claim(tmp_path / "run/below"),
+    ):
+        pass
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(PermissionError, match="cannot write .*new .Permission denied."), claim(tmp_path / "new"):
+        pass
+
+
+def test_more_steps_than_can_be_counted(tmp_path):
+    with pytest.raises(
+        ValueError, match="--epochs 99999999 of 22 steps each are more than .*; train for at most 97,61"
+    ):
+        train(small(tmp_path, epochs=99_999_999))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("name", "content"), [("config.json", '{"model": 1}'), ("metrics.csv", "date,kg\n1.1.,70\n")])
@@ -245,6 +319,35 @@ def test_weights_that_do_not_fit_the_model(tmp_path):
     res2net_jax.save(res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), scale=2), tmp_path / "model")
     with pytest.raises(ValueError, match="do not fit the model asked for"):
         train(small(tmp_path, pretrained=True, model=str(tmp_path / "model"), channels=(16,)))
+
+
+def test_trained_weights_without_pretrained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    res2net_jax.save(res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), scale=2), "tiny")
+    for model in ("tiny", "hf://user/tiny"):
+        with pytest.raises(ValueError, match=f"--model {model} holds trained weights; add --pretrained"):
+            train(small(tmp_path, model=model))
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    """Neither training nor evaluation has the option that the library names."""
+    advice = "Port it first: python -m porting {} --source FILE --output DIR, then --model DIR"
+
+    def fetch(*_, **__):
+        raise ConnectionError("cannot download it (no network); check the network, or give the file as source=")
+
+    monkeypatch.setattr(porting.release, "fetch", fetch)
+    with pytest.raises(ConnectionError, match="no network") as caught:
+        load_model("res2net50_14w_8s")
+    assert str(caught.value).endswith(advice.format("res2net50_14w_8s")) and "source=" not in str(caught.value)
+
+    def load(name):
+        raise ValueError(f'{name} is a file; weights go with a name, as source= (--source): load(NAME, source="x")')
+
+    monkeypatch.setattr(res2net_jax, "load", load)
+    with pytest.raises(ValueError) as caught:
+        load_model("w.pth")
+    assert str(caught.value) == "w.pth is a file; weights go with a name. " + advice.format("NAME")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path, capsys):

@@ -274,5 +274,5 @@ def test_options_out_of_range(options, message):
     [{"crop_scale": (0.5, 0.1)}, {"crop_ratio": (0, 1)}, {"flip": 2}, {"color_jitter": -1}, {"rand_augment": 31}],
 )
 def test_augmentations_out_of_range(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
+    with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):
         Augment(**options)

@@ -161,6 +161,15 @@ def test_folders_that_are_no_data_set(tmp_path, tree, message):
         open_dataset(f"folder:{tmp_path}", "train")
 
 
+@pytest.mark.parametrize("folder", ["val", "valid", "validation"])
+def test_the_held_out_folder_goes_by_all_of_its_names(tmp_path, folder):
+    make_folder(tmp_path / "train", {"a": ["1.png"], "b": ["2.png"]})
+    make_folder(tmp_path / folder, {"a": ["4.png"], "b": ["5.png"]})
+    for split in ("val", "valid", "validation"):
+        dataset = open_dataset(f"folder:{tmp_path}", split)
+        assert dataset.split == "validation" and dataset.source.root == str(tmp_path / folder)
+
+
 def test_validation_classes_that_were_never_trained(tmp_path):
     make_folder(tmp_path / "train", {"a": ["1.png"], "b": ["2.png"]})
     make_folder(tmp_path / "val", {"a": ["4.png"], "new": ["5.png"]})

@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import errno
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,22 @@ def test_a_table_that_cannot_be_written_is_told_before_the_evaluation(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_table_is_told_in_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0" * 999)
+    with pytest.raises(ValueError, match="--csv .*photo.jpg is another kind of table"):
+        require_table(tmp_path / "photo.jpg")
+    with pytest.raises(IsADirectoryError, match="^--csv .* is a folder; name a file, such as .*results.csv$"):
+        require_table(tmp_path)
+
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/tmp/tmpx1y2")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(PermissionError, match="cannot write .*/x.csv .Permission denied.") as caught:
+        require_table(tmp_path / "x.csv")
+    assert "tmpx1y2" not in str(caught.value)
+
+
 def test_row_and_summary_of_a_whole_model(checkpoint_folder, tmp_path):
     synsets = list(imagenet_synsets())
     for label in (3, 8):
@@ -246,6 +264,7 @@ def test_an_unreadable_picture_stops_it(with_a_bad_picture, tmp_path):
         (("--model", "res2net50_26w_4s", "--data-dir", "none"), "no prepared data set 'imagenet2012' in none"),
         (("--model", "x", "--dataset", "digits", "--size", "0"), "--size must be at least 1"),
         (("--model", "x", "--dataset", "digits", "--crop-pct", "0"), "--crop-pct above 0 and at most 1"),
+        (("--model", "x", "--dataset", "digits", "--batch-size", "0"), "--batch-size must be at least 1; got 0"),
         (("--model", "x", "--dataset", "digits", "--csv", "other.csv"), "other.csv is another kind of table"),
         (("--model", "x", "--dataset", "digits", "--csv", "no/such.csv"), "there is no folder"),
         (("--model", "x", "--dataset", "digits", "--split", "val"), "digits has no split 'val'; it has train, test"),

@@ -8,7 +8,7 @@ import pytest
 
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Accuracy, Arch, get_variant
-from train.datasets import Dataset
+from train.datasets import Dataset, open_dataset
 from train.evaluate import default_table, published, summary
 from train.imagenet_subsets import IMAGENET_A, IMAGENET_R
 from train.sources import Arrays
@@ -86,3 +86,15 @@ def test_no_published_figure_for_anything_else():
 )
 def test_each_data_set_and_split_has_a_table_of_its_own(dataset, split, name):
     assert default_table(dataset, split) == name
+
+
+def test_the_same_examples_have_the_same_table_however_they_were_asked_for(tmp_path):
+    for label in "ab":
+        (tmp_path / "val" / label).mkdir(parents=True)
+        (tmp_path / "val" / label / "1.png").touch()
+    for name in ("digits", f"folder:{tmp_path}", f"folder:{tmp_path / 'val'}"):
+        for split in ("validation", "test"):
+            dataset = open_dataset(name, split)
+            assert default_table(dataset.name, dataset.split, dataset.held_out) == default_table(name, "validation")
+    training = open_dataset("digits", "train")
+    assert default_table("digits", training.split, training.held_out) == "results-digits-train.csv"

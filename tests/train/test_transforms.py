@@ -97,6 +97,16 @@ def test_scaled_decoding_leaves_half_as_many_pixels_again_as_needed(photo):
     assert opened.size == (320, 214)
 
 
+def test_scaled_decoding_of_the_smallest_pictures():
+    for width in range(1, 110):  # up to where a size of 8 still asks for an eighth of the scale
+        data = jpeg(Image.new("RGB", (width, width + 5), (90, 90, 90)))
+        for size in (1, 2, 5, 8):
+            picture = transforms.crop_and_resize(
+                transforms.open_picture(data), (0, 0, width, width + 5), size, "bilinear", 3
+            )
+            assert picture.size == (size, size) and set(np.asarray(picture).ravel()) == {90}
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
 def test_rand_augment_operations_are_those_of_torchvision(photo, mode, magnitude):
