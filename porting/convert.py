@@ -65,6 +65,7 @@ def load_state_dict(model: Res2Net, state_dict: Mapping[str, np.ndarray]) -> Res
         old = leaf.get_value()
         place = old.sharding if isinstance(old, jax.Array) else None
         leaf.set_value(jax.device_put(values[key], place))
+    model.derived_from = None  # for nothing says whence these are
     return model
 
 

@@ -186,7 +186,8 @@ def override(arch: Arch, **options) -> Arch:
             raise ValueError(f"{option} has no effect on a Res2Net (timm ignores it silently); leave it out")
         if option not in known:
             near = difflib.get_close_matches(option, [*_OF_MODELS, *known], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"options: {', '.join([*_OF_MODELS, *known])}"
+            # Of those of a model, the caller has taken its own.
+            hint = f"did you mean {near[0]}?" if near and option not in _OF_MODELS else f"options: {', '.join(known)}"
             raise ValueError(f"a Res2Net has no option {option!r}; {_OF_TIMM.get(option, hint)}")
     return dataclasses.replace(arch, **options)
 

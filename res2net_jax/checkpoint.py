@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import sys
 import tempfile
 import threading
 import zlib
@@ -68,7 +69,8 @@ def save(
 
     Raises:
         ValueError: A model that is fused, cut to a backbone, or without weights.
-        FileExistsError: ``folder`` exists and is not empty, and ``overwrite`` is False or it is no checkpoint.
+        FileExistsError: ``folder`` exists and is not empty, and ``overwrite`` is False or it holds anything but a
+            checkpoint, which is left alone.
         OSError: No permission or no space; nothing is left behind.
     """
     from orbax.checkpoint import v1 as ocp
@@ -84,6 +86,7 @@ def save(
     folder = Path(folder).expanduser().absolute()
     metadata = describe(model, source=source, certificate=certificate)
     if jax.process_count() > 1:  # Orbax renames when all have written
+        require_free(folder, overwrite)
         with _ORBAX:
             ocp.save_checkpointables(folder, {"model": arrays(model)}, overwrite=overwrite, custom_metadata=metadata)
         return folder
@@ -242,7 +245,7 @@ def require_free(folder: Path, overwrite: bool = False) -> None:
     if not is_checkpoint(folder):
         raise FileExistsError(f"{folder} exists; it is not a checkpoint, so it is left alone. Give another folder")
     names = sorted(child.name for child in folder.iterdir())
-    if others := [name for name in names if not name.startswith("_") and name not in _OF_ORBAX]:
+    if others := [name for name in names if name[0] not in "_." and name not in _OF_ORBAX]:
         raise FileExistsError(
             f"{folder} holds more than a model ({', '.join(others[:3])}), so it is left alone. Give another folder"
         )
@@ -252,7 +255,10 @@ def require_free(folder: Path, overwrite: bool = False) -> None:
 
 def _identity(folder):
     """What another folder of the same name would not have."""
-    return folder.stat().st_ino if folder.exists() else None
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -266,12 +272,14 @@ def _fill(model, folder, place, metadata):
     leaves, checksums, release = variables(model), metadata.get("crc32", {}), release_of(metadata)
     advice = f"delete it and port it again (python -m porting {release.name})" if release else "take another one"
     target = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for path, leaf in leaves.items()}
+    handled = sys.exception()  # by our caller
     try:
         with _ORBAX, _quiet():
             loaded = ocp.load_checkpointables(folder, {"model": target})["model"]
     except Exception as error:
         raise ValueError(
-            f"the checkpoint {folder} cannot be read, it seems to be damaged; {advice}. Orbax says: {_cause(error)}"
+            f"the checkpoint {folder} cannot be read, it seems to be damaged; {advice}. Orbax says: "
+            f"{_cause(error, handled)}"
         ) from error
     for path, leaf in leaves.items():
         if (
@@ -287,10 +295,10 @@ def _fill(model, folder, place, metadata):
         leaf.set_value(loaded[path])
 
 
-def _cause(error):
-    """What Orbax stumbled on, for its own words are of its handlers."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
+def _cause(error, handled):
+    """What Orbax stumbled on, for its own words are of its handlers; ``handled`` came before it."""
+    while (before := error.__cause__ or error.__context__) not in (None, handled):
+        error = before
     return first_line(error).partition(" [tensorstore_spec")[0]
 
 

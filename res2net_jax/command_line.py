@@ -32,7 +32,7 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be what the terminal cannot show
     sys.unraisablehook = _unraisable
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # a panorama is no attack
-    warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler")  # which Orbax leaves of a damaged checkpoint
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # which Orbax leaves of a damaged checkpoint
     try:
         code = command(arguments)
         sys.stdout.flush()

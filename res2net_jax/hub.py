@@ -230,8 +230,8 @@ def is_folder(name_or_folder) -> bool:
     path = Path(name_or_folder)
     if path.expanduser().is_file():
         raise ValueError(
-            f"{path} is a file; weights in a file go with the name of their model, as source= (--source): "
-            f'load(NAME, source="{path}")'
+            f"{path} is a file; weights in a file go with the name of their model: "
+            f'load(NAME, source="{path}"), or first python -m porting NAME --source {path} --output FOLDER'
         )
     if isinstance(name_or_folder, os.PathLike):
         return True

@@ -285,7 +285,7 @@ class Res2Net(nnx.Module):
 
 def require_array(images) -> None:
     """TypeError for what is no array, such as a torch tensor or a path."""
-    if isinstance(images, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+    if isinstance(images, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or hasattr(images, "__jax_array__"):
         return
     hint = "res2net_jax.preprocess(model) makes an image of a picture, numpy.stack a batch of several"
     if hasattr(images, "numpy"):

@@ -164,7 +164,8 @@ def normalize(image: Image.Image, setting: Preprocessing) -> Float[np.ndarray, "
 
 
 def _from_array(values):
-    if values.dtype != np.uint8 or values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,)):
+    kind = values.dtype == np.uint8 and values.ndim in (2, 3) and values.shape[2:] in ((), (1,), (3,))
+    if not kind or values.size == 0:
         raise ValueError(
             f"a picture as an array is uint8, [height, width, 3] or [height, width]; got {values.dtype} "
             f"{list(values.shape)}"

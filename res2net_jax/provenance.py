@@ -11,16 +11,22 @@ DERIVED_FROM = "derived from"
 
 def release_of(metadata: dict[str, Any]) -> Variant | None:
     """The variant whose published weights a checkpoint holds; None if they are somebody's own."""
-    variant, origin = VARIANTS.get(metadata["model"]["name"]), metadata["source"].get("origin", "")
-    return variant if variant and (variant.pth in origin or variant.hub_id in origin) else None
+    variant = VARIANTS.get(metadata["model"]["name"])
+    return variant if variant and _is_of(variant, metadata["source"]) else None
 
 
 def ancestor_of(metadata: dict[str, Any]) -> Variant | None:
     """The variant with whose published weights those of a checkpoint began, or whose they are; None if they did not."""
-    return release_of(metadata) or VARIANTS.get(metadata["source"].get(DERIVED_FROM))
+    return release_of(metadata) or VARIANTS.get(str(metadata["source"].get(DERIVED_FROM)))
 
 
 def with_ancestor(source: dict[str, Any] | None, ancestor: str | None) -> dict[str, Any]:
-    """``source``, naming the release that the weights began with; as it is if it says where they are from."""
+    """``source``, naming the release that the weights began with; as it is if they are that release."""
     source = dict(source or {})
-    return source if ancestor is None or "origin" in source else source | {DERIVED_FROM: ancestor}
+    named = ancestor is None or _is_of(VARIANTS[ancestor], source)
+    return source if named else source | {DERIVED_FROM: ancestor}
+
+
+def _is_of(variant, source):
+    origin = str(source.get("origin", ""))
+    return variant.pth in origin or variant.hub_id in origin

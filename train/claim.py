@@ -19,8 +19,9 @@ if sys.platform != "win32":
     import fcntl
 
 
-#: Any of these says that a run was here; the lock is the first that it makes.
-_OF_A_RUN = {".lock", "config.json", "config.tmp", "checkpoints", "tensorboard"}
+#: What a run writes.
+_OF_A_RUN = {"checkpoints", "tensorboard", "config.json", "config.tmp", "metrics.csv"}
+_OF_A_RUN |= {"curves.png", "confusion.png", "mistakes.png"}
 #: What a shell or a cluster writes of a run that is about to begin.
 _LOGS = {".log", ".out", ".err"}
 
@@ -92,9 +93,10 @@ def _require_run(folder):
         return
     if is_checkpoint(folder):
         raise FileExistsError(f"{folder} holds a model, not a run; give a new --output")
-    names = {child.name for child in folder.iterdir()}
-    others = sorted(name for name in names if not name.startswith(".") and Path(name).suffix not in _LOGS)
-    if others and not names & _OF_A_RUN:
+    _require_ours(folder)
+    names = sorted(child.name for child in folder.iterdir() if child.name not in _OF_A_RUN | {"lost+found"})
+    others = [name for name in names if name[0] != "." and not _LOGS & set(Path(name).suffixes)]
+    if others and not (folder / "config.json").exists():
         told = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
         raise FileExistsError(f"{folder} holds other files ({told}), not a run; give a new --output")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 import zlib
 from pathlib import Path
 
@@ -48,16 +47,16 @@ def _overlap(some, others):
 
 
 def load_model(name: str, **options) -> Res2Net:
-    """:func:`res2net_jax.load`; where that asks for ``source``, which no command here has, it says what works here."""
+    """:func:`res2net_jax.load`; where that asks for ``source=``, which no command here has, it says what works here."""
     try:
         return res2net_jax.load(name, **options)
     except (OSError, ValueError) as error:
-        if "--source" not in str(error):
+        if "source=" not in str(error):
             raise
-        told = re.sub(r",?( or| and)?( give the file)? as source=.*", "", str(error))
         name = name if name in VARIANTS else "NAME"
         raise type(error)(
-            f"{told}. Port it first: python -m porting {name} --source FILE --output DIR, then --model DIR"
+            f"{error}. For this command port it first: python -m porting {name} --source FILE --output DIR, then "
+            "--model DIR"
         ) from error
 
 

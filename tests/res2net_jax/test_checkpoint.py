@@ -153,6 +153,11 @@ def test_a_later_format_and_damage(model, tmp_path):
     with pytest.raises(ValueError, match="damaged; take another one. Orbax says: .*[Bb]yte range") as caught:
         res2net_jax.load(folder)
     assert "handler" not in str(caught.value)
+    try:
+        raise KeyError("of the caller")
+    except KeyError:
+        with pytest.raises(ValueError, match="Orbax says: .*[Bb]yte range"):
+            res2net_jax.load(folder)
     metadata["custom_metadata"]["source"]["origin"] = "hf://timm/res2net50_26w_4s.in1k"
     file.write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="damaged; delete it and port it again .python -m porting res2net50_26w_4s"):
@@ -190,6 +195,7 @@ def test_arrays_of_another_type_than_the_model_says_are_no_damage(model, tmp_pat
 
 def test_what_is_beside_a_model_is_not_lost_with_it(model, tmp_path):
     folder = res2net_jax.save(model, tmp_path / "m")
+    (folder / ".DS_Store").touch()
     res2net_jax.save(model, folder, overwrite=True)
     (folder / "checkpoints").mkdir()
     with pytest.raises(FileExistsError, match=r"holds more than a model \(checkpoints\), so it is left alone"):

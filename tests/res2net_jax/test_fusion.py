@@ -232,6 +232,7 @@ def test_what_are_no_images():
         ):
             with pytest.raises(TypeError, match=message):
                 call(images)
+        assert call(nnx.Param(jnp.zeros((1, 32, 32, 3)))).shape == (1, 1000)
         with pytest.raises(ValueError, match="at least one pixel"):
             call(np.zeros((1, 0, 32, 3), "float32"))
     with pytest.raises(TypeError, match="expected a Res2Net; got a str"):

@@ -109,6 +109,8 @@ def test_what_is_asked_for_twice_or_is_nothing(checkpoint_folder, safetensors_fi
             res2net_jax.load(file)
     with pytest.raises(ValueError, match="no option 'num_clases'; did you mean num_classes?"):
         res2net_jax.load(NAME, num_clases=3)
+    with pytest.raises(ValueError, match="no option 'rngs'; options: layers, "):
+        res2net_jax.load(NAME, rngs=0)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         res2net_jax.load("./res2net50_26w_4s")
     with pytest.raises(FileNotFoundError, match=r"load\(NAME, source=ADDRESS\)"):

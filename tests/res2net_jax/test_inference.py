@@ -83,7 +83,8 @@ def test_what_cannot_be_classified(model, photos, tmp_path):
     grey = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(16,), in_chans=1).eval()
     with pytest.raises(ValueError, match="1 input channels has no transform for pictures"):
         res2net_jax.classify(grey, photos)
-    for pixels in (np.zeros((2, 3, 64, 64), "uint8"), np.zeros((3, 64, 64), "uint8"), np.zeros((8, 8, 4), "uint8")):
+    for shape in ((2, 3, 64, 64), (3, 64, 64), (8, 8, 4), (0, 8, 3)):
+        pixels = np.zeros(shape, "uint8")
         with pytest.raises(ValueError, match=r"a picture as an array is uint8, \[height, width, 3\] .*; got uint8 \["):
             res2net_jax.classify(model, pixels)
     with pytest.raises(ValueError, match="a picture as an array is uint8, .*; got float32"):

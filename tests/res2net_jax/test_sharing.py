@@ -227,6 +227,12 @@ def test_the_card_of_weights_that_began_as_released_ones(hub_server, release, tm
     head, text = card_of(hub_server.commits("me/tuned")[-1])
     assert head["license"] == "cc-by-nc-4.0" and "license_name" not in head
     assert f"cc-by-nc-4.0, as stated by whoever shared the weights. The weights began as those of {release}" in text
+    elsewhere = res2net_jax.save(again, tmp_path / "c", source={"origin": "https://mylab.org/flowers"})
+    assert res2net_jax.load(elsewhere).derived_from == release
+    odd = res2net_jax.save(res2net_jax.create(release), tmp_path / "d", source={"origin": None, "derived from": [1]})
+    assert res2net_jax.load(odd).derived_from is None
+    porting.load_state_dict(again, porting.state_dict(again))  # somebody's, for all that is known
+    assert again.derived_from is None
     other = tmp_path / "other.safetensors"  # somebody's own weights of the same architecture
     porting.export.write(res2net_jax.create(release), other)
     assert res2net_jax.load(release, source=other).derived_from is None

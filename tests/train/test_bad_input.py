@@ -180,8 +180,16 @@ def test_a_folder_of_other_files_is_no_place_for_a_run(tmp_path, pictures):
     refused(tmp_path, r"run holds other files \(1.jpg, 2.jpg, 3.jpg ...\), not a run; give a new --output")
 
 
+@pytest.mark.parametrize("beside", [".lock", "checkpoints", "tensorboard", "slurm-1.out"])
+def test_one_name_of_a_run_makes_no_run(tmp_path, beside):
+    (tmp_path / "run").mkdir()
+    for name in (beside, "hparams.yaml"):
+        (tmp_path / "run" / name).touch()
+    refused(tmp_path, r"run holds other files \(hparams.yaml\), not a run")
+
+
 @pytest.mark.parametrize(
-    "left", [(), (".lock",), (".lock", ".shared"), (".lock", "config.tmp"), (".lock", "notes.txt")]
+    "left", [(), (".lock",), (".lock", ".shared"), (".lock", "config.tmp"), ("lost+found", "slurm-1.out.1")]
 )
 def test_what_a_run_leaves_that_is_killed_as_it_begins_is_a_run(tmp_path, left):
     (tmp_path / "run").mkdir()
@@ -329,25 +337,22 @@ def test_trained_weights_without_pretrained(tmp_path, monkeypatch):
             train(small(tmp_path, model=model))
 
 
-def test_weights_that_cannot_be_downloaded(monkeypatch):
+def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
     """Neither training nor evaluation has the option that the library names."""
-    advice = "Port it first: python -m porting {} --source FILE --output DIR, then --model DIR"
+    advice = "For this command port it first: python -m porting {} --source FILE --output DIR, then --model DIR"
 
     def fetch(*_, **__):
         raise ConnectionError("cannot download it (no network); check the network, or give the file as source=")
 
     monkeypatch.setattr(porting.release, "fetch", fetch)
+    monkeypatch.setenv("RES2NET_JAX_HOME", str(tmp_path))
     with pytest.raises(ConnectionError, match="no network") as caught:
         load_model("res2net50_14w_8s")
-    assert str(caught.value).endswith(advice.format("res2net50_14w_8s")) and "source=" not in str(caught.value)
-
-    def load(name):
-        raise ValueError(f'{name} is a file; weights go with a name, as source= (--source): load(NAME, source="x")')
-
-    monkeypatch.setattr(res2net_jax, "load", load)
-    with pytest.raises(ValueError) as caught:
-        load_model("w.pth")
-    assert str(caught.value) == "w.pth is a file; weights go with a name. " + advice.format("NAME")
+    assert str(caught.value).endswith(advice.format("res2net50_14w_8s"))
+    (tmp_path / "w.pth").touch()
+    with pytest.raises(ValueError, match="w.pth is a file; weights in a file go with the name") as caught:
+        load_model(str(tmp_path / "w.pth"))
+    assert str(caught.value).endswith(advice.format("NAME"))
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path, capsys):
