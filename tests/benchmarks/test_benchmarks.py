@@ -1,34 +1,22 @@
 """The suite's own arithmetic, and that it runs; what it measures is for no test."""
 
 import functools
-import itertools
 import multiprocessing
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from benchmarks import chart, cores, kernels, results, scaling, timing, turns
 from res2net_jax.command_line import table
 
+from .makers import failing, failing_in_its_turn, killed, killed_in_its_turn, sleeping
+
 
 def measure(makers, rounds, model="m"):
     with turns.Runners(makers, model, 1, 0.0) as runners:
         return runners.turns(rounds)
-
-
-def sleeping(milliseconds, model, batch):
-    return functools.partial(time.sleep, milliseconds / 1e3)
-
-
-def failing(model, batch):
-    raise RuntimeError("no memory")
-
-
-def killed(model, batch):
-    os._exit(9)
 
 
 def test_turns_and_peers_that_fail(capsys):
@@ -77,20 +65,6 @@ def test_kernels_by_what_they_do_and_by_name():
         "elementwise",
     ]  # fmt: skip
     assert rows[7][0] == "sm90_xmma_wgrad" and len(rows) == 13
-
-
-def killed_in_its_turn(model, batch):
-    calls = itertools.count()
-    return lambda: next(calls) < 2 or os._exit(9)  # after the one that compiles and the one that is looked at
-
-
-def failing_in_its_turn(model, batch):
-    calls = itertools.count()
-    return lambda: next(calls) < 2 or failing_now()
-
-
-def failing_now():
-    raise RuntimeError("no memory left")
 
 
 def test_turns_on_cores_near_and_far_are_apart(monkeypatch):

@@ -138,7 +138,7 @@ def test_an_output_that_exists(run, folder, pictures, tmp_path, form):
         (["predict", "MODEL", "PICTURES", "--csv", "-", "--json"], "--csv and --json both write to standard output"),
         (["predict", "MODEL", "PICTURES", "--csv", "a", "--html", "a"], "two outputs cannot be one file"),
         (["predict", "MODEL", "PICTURES", "--csv", "a", "--html", os.path.abspath("a")], "two outputs cannot be one"),
-        (["predict", __file__, "PICTURES"], "weights in a file go with the name of their model, as source= (--source)"),
+        (["predict", __file__, "PICTURES"], "weights in a file go with the name of their model: load(NAME, source="),
         (["export", "MODEL", "m.stablehlo", "--size", "999999999"], "at most 16,384 each"),
         (["predict", "MODEL", "PICTURES", "--explain"], "--explain goes with --html"),
         (

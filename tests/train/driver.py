@@ -7,12 +7,16 @@ With HOLD="step 15", or another line of the log, it goes on after that line only
 """
 
 import hashlib
+import importlib.util
 import os
 import resource
 import sys
 import time
+import types
+from pathlib import Path
 
 import jax
+import numpy as np
 
 from res2net_jax import command_line
 from train import checkpoints, claim, imagenet, report
@@ -86,6 +90,19 @@ def watched(log):
     imagenet.eval_batches = watched_eval
 
 
+def digits_alone():
+    """Puts what the trainer takes of scikit-learn, the digits, in its place: to import it takes as long as a run."""
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+
+    def load_digits():
+        rows = np.loadtxt(Path(package, "datasets/data/digits.csv.gz"), delimiter=",")
+        return types.SimpleNamespace(images=rows[:, :-1].reshape(-1, 8, 8), target=rows[:, -1].astype(int))
+
+    datasets = types.ModuleType("sklearn.datasets")
+    datasets.load_digits = load_digits
+    sys.modules |= {"sklearn": types.ModuleType("sklearn"), "sklearn.datasets": datasets}
+
+
 def fail(step):
     """With FAIL="PROCESS STEP" the data are gone for this process at this step; step 0 is the beginning."""
     if failure := os.environ.get("FAIL"):
@@ -123,6 +140,7 @@ def limit_files(step):
 
 if __name__ == "__main__":
     watched(sys.argv.pop(1))
+    digits_alone()
     if attempts := os.environ.get("SAVE_ATTEMPTS"):
         checkpoints.ATTEMPTS, checkpoints.PAUSE = int(attempts), 0.1
     if "STALE" in os.environ:
