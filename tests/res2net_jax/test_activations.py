@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from timm.layers import get_act_fn
 
 import res2net_jax
 from res2net_jax.activations import ACTIVATIONS, Activation, relu_of_sum
@@ -44,6 +45,13 @@ def test_relu_of_sum_and_its_gradients_equal_torch(x64):
         np.testing.assert_array_equal(ours, their.grad.numpy())
     tangents = jax.jvp(relu_of_sum, (x, y), (jnp.ones_like(x), jnp.asarray(weights)))[1]
     np.testing.assert_array_equal(tangents, (expected.detach().numpy() > 0) * (1 + weights))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_equals_timm(name, x64):
+    x = np.linspace(-8, 8, 1001)
+    expected = get_act_fn(name)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(Activation(name)(jnp.asarray(x)), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -11,7 +11,6 @@ from timm.layers.drop import drop_block_2d
 
 import porting
 import res2net_jax
-from res2net_jax.activations import ACTIVATIONS
 from res2net_jax.drop import DropBlock, Dropout, DropPath
 from res2net_jax.groups import layer_scales
 
@@ -51,7 +50,7 @@ OPTIONS = [
     {"global_pool": "catavgmax"},
     {"global_pool": "", "num_classes": 0},
     {"drop_rate": 0.3, "drop_path_rate": 0.2, "drop_block_rate": 0.1},
-    *({"act_layer": name, "layers": (1, 1, 1, 1)} for name in ACTIVATIONS),
+    *({"act_layer": name, "layers": (1, 1, 1, 1)} for name in ("silu", "leaky_relu")),
 ]
 
 

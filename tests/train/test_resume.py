@@ -99,7 +99,7 @@ def check_random_moments(launch, reference, folder, kinds, processes):
     assert_same(output, undisturbed)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_random_moments(launch, reference, tmp_path, processes):
     # Of two processes the one that they must agree on; the other kinds are soak's.
     check_random_moments(launch, reference, tmp_path, [[signal.SIGKILL, signal.SIGTERM][processes - 1]], processes)
