@@ -21,15 +21,8 @@ _OF_TIMM = {
     "block_args": "its scale and attn_layer are options of their own: scale=6",
     "norm_layer": "its norms are BatchNorm",
 }
-_OF_MODELS = (
-    "num_classes",
-    "in_chans",
-    "dtype",
-    "param_dtype",
-    "rngs",
-    "features_only",
-    "out_indices",
-)  # of create and load
+# Of create and load, for those who mistype one.
+_OF_MODELS = ("num_classes", "in_chans", "dtype", "param_dtype", "rngs", "features_only", "out_indices")
 # timm's ResNet takes these and its Res2Net blocks ignore them.
 _IGNORED_BY_TIMM = ("block_reduce_first", "reduce_first")
 

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from PIL import Image
 
 from res2net_jax.arch import natural
 from res2net_jax.fusion import compiled
 from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
-from res2net_jax.preprocess import File, Picture, preprocess
+from res2net_jax.preprocess import Picture, preprocess
 
 
 class Prediction(NamedTuple):
@@ -53,14 +52,13 @@ def classify(
     if not model.bn1.use_running_average:
         raise ValueError("this model is in train mode, so its answers would depend on the batch; call model.eval()")
     is_array = isinstance(images, jax.Array | np.ndarray)
-    if is_array and images.dtype == np.uint8 and images.ndim in (2, 3, 4):
-        images, is_array = np.asarray(images), False
-        single = images.ndim < 4
-    else:
-        single = isinstance(images, File | Image.Image)
+    if is_array and images.dtype == np.uint8:
+        is_array = False
+        images = list(images) if images.ndim == 4 else images
+    single = isinstance(images, Picture) and not is_array
     if single:
         images = [images]
-    if not is_array and not isinstance(images, Sequence | np.ndarray):
+    if not is_array and not isinstance(images, Sequence):
         raise TypeError(f"expected pictures, a list of pictures, or an array; got {type(images).__name__}")
     if len(images) == 0:
         raise ValueError("there are no images to classify")

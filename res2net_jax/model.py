@@ -42,7 +42,8 @@ class Res2Net(nnx.Module):
         preprocessing: How pictures become images, if not as published for ``name``. May be set later.
 
     Attributes:
-        derived_from: The variant with whose published weights its own began, or None.
+        derived_from: The variant with whose published weights its own began, as ``load`` knows; None if there is none,
+            and once ``porting.load_state_dict`` has put others in.
     """
 
     def __init__(
@@ -263,29 +264,27 @@ class Res2Net(nnx.Module):
         if isinstance(jax.tree.leaves(self.conv1)[0], jax.ShapeDtypeStruct):
             raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
         require_array(x)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"expected normalised floating-point images; got {x.dtype}. "
+                "res2net_jax.preprocess(model) makes one from a picture: a file, a PIL image, or uint8 [h, w, 3]"
+            )
         if jnp.ndim(x) != 4 or x.shape[-1] != self.in_chans:
             hint = ""
             if jnp.ndim(x) == 4 and x.shape[1] == self.in_chans:
                 hint = "; this looks like NCHW, so pass x.transpose(0, 2, 3, 1)"
             elif jnp.ndim(x) == 3:
                 hint = "; for a single image pass x[None]"
-                if x.dtype == jnp.uint8:
-                    hint = "; a picture becomes an image by res2net_jax.preprocess(model)"
             raise ValueError(
                 f"expected images of shape [batch, height, width, {self.in_chans}]; got {list(jnp.shape(x))}{hint}"
             )
         if any(isinstance(side, int) and side == 0 for side in x.shape[1:3]):
             raise ValueError(f"expected images of at least one pixel; got {list(x.shape)}")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(
-                f"expected normalised floating-point images; got {x.dtype}. "
-                "res2net_jax.preprocess(model) makes one from a picture: a file, a PIL image, or uint8 [h, w, 3]"
-            )
 
 
 def require_array(images) -> None:
     """TypeError for what is no array, such as a torch tensor or a path."""
-    if isinstance(images, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or hasattr(images, "__jax_array__"):
+    if isinstance(images, jax.Array | np.ndarray) or hasattr(images, "__jax_array__"):
         return
     hint = "res2net_jax.preprocess(model) makes an image of a picture, numpy.stack a batch of several"
     if hasattr(images, "numpy"):

@@ -23,8 +23,8 @@ _MODES = {1: "L", 3: "RGB"}
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MOST_PIXELS = 2**25  # of a picture whose shorter side is resized: 128 MB, more than one of 256 x 100,000
 
-File = str | os.PathLike | bytes | bytearray
-Picture = File | Image.Image | np.ndarray  # uint8 [h, w], [h, w, 1] or [h, w, 3]
+# An array is uint8, [h, w], [h, w, 1] or [h, w, 3].
+Picture = str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray | jax.Array
 
 #: EXIF's orientation -> what sets the picture right.
 _TURNS = {

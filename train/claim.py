@@ -67,7 +67,6 @@ def claim(folder: Path, stop: StopRequest | None = None, patience: int = 120) ->
                 f"another run is at work in {folder}, for it holds {folder / '.lock'}; wait for it, or give another "
                 "--output"
             )
-        together(lambda: _require_ours(folder) if file is not None else None)
         _require_shared(folder, first=file is not None)
         yield 0
     finally:
@@ -83,36 +82,25 @@ def _open(folder):
 
 
 def _require_run(folder):
-    """FileExistsError unless ``folder`` is absent, empty or a run's, also of one that was killed as it began.
+    """Raises unless ``folder`` is absent, empty or a run's, also of one that was killed as it began.
 
     A run within a model would go with it when the model is replaced, and one among pictures would be taken for a class.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--output {folder} is a file; name a folder")
-    if not folder.exists() or _has_checkpoints(folder):
+    if not folder.exists() or any((folder / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")):
         return
     if is_checkpoint(folder):
         raise FileExistsError(f"{folder} holds a model, not a run; give a new --output")
-    _require_ours(folder)
+    for name, known in (("metrics.csv", [",".join(COLUMNS[:3])]), ("config.json", ['"model"', '"dataset"', '"lr"'])):
+        file = folder / name
+        if file.is_file() and not all(word.encode() in file.read_bytes() for word in known):
+            raise ValueError(f"{file} is not of a run, and would be replaced; move it, or give another --output")
     names = sorted(child.name for child in folder.iterdir() if child.name not in _OF_A_RUN | {"lost+found"})
     others = [name for name in names if name[0] != "." and not _LOGS & set(Path(name).suffixes)]
     if others and not (folder / "config.json").exists():
         told = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
         raise FileExistsError(f"{folder} holds other files ({told}), not a run; give a new --output")
-
-
-def _has_checkpoints(folder):
-    return any((folder / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA"))
-
-
-def _require_ours(folder):
-    """ValueError if a file that a run would replace is not of a run."""
-    if _has_checkpoints(folder):
-        return
-    for name, known in (("metrics.csv", [",".join(COLUMNS[:3])]), ("config.json", ['"model"', '"dataset"', '"lr"'])):
-        file = folder / name
-        if file.is_file() and not all(word.encode() in file.read_bytes() for word in known):
-            raise ValueError(f"{file} is not of a run, and would be replaced; move it, or give another --output")
 
 
 def _require_shared(folder, first):

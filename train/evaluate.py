@@ -183,7 +183,7 @@ def published(model: Res2Net, dataset: Dataset) -> Accuracy | None:
     return getattr(variant, attribute) if attribute and "[" not in dataset.split else None
 
 
-def default_table(dataset: str, split: str, held_out: str = "validation") -> str:
+def default_table(dataset: str, split: str, held_out: str) -> str:
     """The name of the CSV file for results on ``split``; the columns say neither, so no two share a file."""
     name = dataset if split == held_out else f"{dataset}-{split}"
     return f"results-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.csv"

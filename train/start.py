@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import res2net_jax
+from res2net_jax.hub import is_folder
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
@@ -73,7 +74,7 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
         if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
             model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
         return model
-    if config.model not in VARIANTS and (config.model.startswith("hf://") or Path(config.model).expanduser().is_dir()):
+    if is_folder(config.model):
         raise ValueError(f"--model {config.model} holds trained weights; add --pretrained to start from them")
     options |= {"num_classes": dataset.num_classes, "zero_init_last": config.zero_init_last}
     model = res2net_jax.create(config.model, rngs=config.seed, **options)

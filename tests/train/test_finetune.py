@@ -183,12 +183,14 @@ def test_nothing_is_frozen_that_was_never_trained(capsys):
     assert parse(["finetune", "--freeze", "backbone"], "train").freeze == "backbone"
 
 
-def test_the_normalisation_of_the_weights_is_kept(tmp_path):
+def test_the_normalisation_and_the_origin_of_the_weights_are_kept(tmp_path):
     setting = res2net_jax.variants.Preprocessing(size=64, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bicubic")
     model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), num_classes=2)
     model.preprocessing = setting
-    res2net_jax.save(model, tmp_path / "weights")
+    res2net_jax.save(model, tmp_path / "weights", source={"origin": "hf://timm/res2net50_26w_4s.in1k"})
     pictures = write_pictures(tmp_path / "pictures", range(2), ("no", "yes"))
     run = trained(finetune(tmp_path / "weights", pictures, tmp_path / "run", epochs=2, steps=1))
-    assert res2net_jax.load(run / "checkpoints").preprocessing == dataclasses.replace(setting, size=32, crop_pct=1.0)
+    learned = res2net_jax.load(run / "checkpoints")
+    assert learned.preprocessing == dataclasses.replace(setting, size=32, crop_pct=1.0)
+    assert learned.derived_from == "res2net50_26w_4s"
     assert json.loads((run / "config.json").read_text())["freeze"] is None

@@ -85,7 +85,7 @@ def test_no_published_figure_for_anything_else():
     ],
 )
 def test_each_data_set_and_split_has_a_table_of_its_own(dataset, split, name):
-    assert default_table(dataset, split) == name
+    assert default_table(dataset, split, "validation") == name
 
 
 def test_the_same_examples_have_the_same_table_however_they_were_asked_for(tmp_path):
@@ -95,6 +95,6 @@ def test_the_same_examples_have_the_same_table_however_they_were_asked_for(tmp_p
     for name in ("digits", f"folder:{tmp_path}", f"folder:{tmp_path / 'val'}"):
         for split in ("validation", "test"):
             dataset = open_dataset(name, split)
-            assert default_table(dataset.name, dataset.split, dataset.held_out) == default_table(name, "validation")
+            assert default_table(dataset.name, dataset.split, dataset.held_out) == default_table(name, "all", "all")
     training = open_dataset("digits", "train")
     assert default_table("digits", training.split, training.held_out) == "results-digits-train.csv"
