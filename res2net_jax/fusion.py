@@ -7,17 +7,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from res2net_jax import alignment, backend, convolution, microbatch
 from res2net_jax.features import FeaturePyramid
+from res2net_jax.folding import fold
 from res2net_jax.init import require_model, variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
 from res2net_jax.model import Res2Net, require_array
-
-# Of a piece of a kernel, the last one 48 to 191: three times what XLA:CPU's products compute at once with AVX-512.
-COLUMNS = 144
 
 
 def fuse(model: Res2Net) -> Res2Net:
@@ -42,8 +39,7 @@ def _fused(model, is_cut):
     _require_eval(model)
     fused = nnx.merge(*nnx.split(model))
     pairs = _foldable(fused)
-    cut = tuple(is_cut(conv) for conv, _ in pairs)
-    folded = _fold([_weights(conv, bn) for conv, bn in pairs], cut)
+    folded = fold([_weights(conv, bn) for conv, bn in pairs], [is_cut(conv) for conv, _ in pairs])
     for (conv, bn), ((kernel, *more), bias) in zip(pairs, folded):
         conv.kernel = nnx.Param(kernel)
         if more:
@@ -96,13 +92,15 @@ def program(function: Callable, model: Res2Net) -> tuple[Callable, list[Array]]:
     """The jitted ``(weights, images) -> function(model, images)`` of :func:`compile_function`, and its weights."""
     fused = _fused(model, _is_cut)
     cast_weights(fused)
-    fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
+    fused.set_attributes(
+        convolve=convolution.for_inference, over_batch=microbatch.in_turns, call_block=_like_those_before
+    )
     if jax.default_backend() == "gpu":
         _turn_kernels(fused)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     shared = {id(leaf) for leaf in jax.tree.leaves(nnx.state(model))}  # and gone, should a training step donate them
-    leaves = [jnp.copy(leaf) if id(leaf) in shared else leaf for leaf in leaves]
+    leaves = [jax.device_put(leaf, may_alias=False) if id(leaf) in shared else leaf for leaf in leaves]
     return _program(function, graphdef, structure), leaves
 
 
@@ -177,6 +175,16 @@ def _program(function, graphdef, structure):
     return backend.jit(run)
 
 
+def _like_those_before(block, x, key):
+    """``block(x, key)``, traced and lowered once for all blocks that differ in their weights alone."""
+    return _call_block(*nnx.split(block), x, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _call_block(graphdef, state, x, key):
+    return nnx.merge(graphdef, state)(x, key)
+
+
 def _foldable(model):
     """Each convolution of ``model`` with the BatchNorm right after it."""
     pairs = []
@@ -195,19 +203,6 @@ def _foldable(model):
 def _weights(conv, bn):
     bias = None if conv.bias is None else conv.bias[...]
     return conv.kernel[...], bias, bn.scale[...], bn.bias[...], bn.mean[...], bn.var[...]
-
-
-@functools.partial(jax.jit, static_argnames="cut")
-def _fold(layers, cut):
-    """(kernels, bias) of convolutions that do their BatchNorm's work; all in one program, for it starts faster."""
-    folded = []
-    for (kernel, bias, bn_scale, bn_bias, mean, var), is_cut in zip(layers, cut):
-        scale = bn_scale * lax.rsqrt(var + BatchNorm.eps)
-        shift = bn_bias - mean * scale + (0 if bias is None else bias * scale)
-        kernel = (kernel * scale).astype(kernel.dtype)
-        starts = [*range(COLUMNS, kernel.shape[-1] - 47, COLUMNS)] if is_cut else []  # no piece of fewer than 48
-        folded.append((jnp.split(kernel, starts, axis=-1), shift.astype(kernel.dtype)))
-    return folded
 
 
 def _require_eval(model):

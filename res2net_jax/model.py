@@ -82,7 +82,8 @@ class Res2Net(nnx.Module):
         self.head_drop = Dropout(arch.drop_rate)
         self._set_classifier(num_classes, class_names, arch)
         self.grad_checkpointing = False
-        self.over_batch = microbatch.whole  # res2net_jax.compile sets its own
+        self.over_batch = microbatch.whole  # res2net_jax.compile sets its own, of these two
+        self.call_block = Bottle2neck.__call__
 
     def __call__(self, x: Float[Array, "b h w c"], key: jax.Array | None = None) -> Float[Array, "b k"]:
         """Logits; without a classifier the pooled features, without pooling the last map.
@@ -254,7 +255,7 @@ class Res2Net(nnx.Module):
         return self.act1(self.bn1(run(self.conv1, x)))
 
     def _stage(self, blocks, keys, x):
-        run_block = nnx.remat(Bottle2neck.__call__) if self.grad_checkpointing else Bottle2neck.__call__
+        run_block = nnx.remat(self.call_block) if self.grad_checkpointing else self.call_block
         for block, key in zip(blocks, keys):
             x = run_block(block, x, key)
         return x

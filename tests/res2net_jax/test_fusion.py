@@ -12,6 +12,7 @@ import porting
 import res2net_jax
 from res2net_jax import backend, convolution
 from res2net_jax.backend import compiler_options
+from res2net_jax.blocks import Bottle2neck
 from res2net_jax.fusion import _COMPILED, _program, compiled
 from res2net_jax.init import variables
 from res2net_jax.layers import BatchNorm
@@ -209,6 +210,16 @@ def test_what_is_compiled_is_kept_until_the_model_changes(x64):
     del model
     gc.collect()
     assert len(_COMPILED) == alive - 1
+
+
+def test_blocks_that_differ_in_their_weights_alone_are_traced_once(monkeypatch):
+    traced, call = [], Bottle2neck.__call__
+    monkeypatch.setattr(Bottle2neck, "__call__", lambda block, x, key: traced.append(x.shape) or call(block, x, key))
+    run = res2net_jax.compile(random_model("float32", layers=(3, 4)))
+    run(images())
+    assert traced == [(2, 12, 16, 64), (2, 12, 16, 64), (2, 6, 8, 128)]  # of seven; the second one strides
+    run(images())
+    assert len(traced) == 3
 
 
 def test_a_subclass_is_compiled_as_it_is():
