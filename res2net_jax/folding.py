@@ -27,7 +27,10 @@ def fold(layers: Sequence[Layer], cut: Sequence[bool]) -> list[tuple[list[Array]
         cut: Of each layer, whether its kernel is cut into pieces of ``COLUMNS`` output channels; else it is one.
     """
     layers, cut = tuple(layers), tuple(cut)
-    return _by_numpy(layers, cut) if _are_on_a_cpu(layers) else _by_xla(layers, cut)
+    if not _are_on_a_cpu(layers):
+        return _by_xla(layers, cut)
+    with np.errstate(all="ignore"):  # as XLA, of weights that are not finite
+        return _by_numpy(layers, cut)
 
 
 @functools.partial(jax.jit, static_argnames="cut")
@@ -41,7 +44,7 @@ def _by_xla(layers, cut):
 
 
 def _by_numpy(layers, cut):
-    """Of 150 layers in a tenth of the time that it takes to trace their program and to load it from the cache."""
+    """There is no program to trace, and to load from the cache: ``compile`` of 14w_8s in 0.31 s for 0.62."""
     committed = [leaf.sharding for leaf in jax.tree.leaves(layers) if leaf.committed]
     layers = jax.tree.map(np.asarray, layers)
     spans = [_spans(layer[0], is_cut) for layer, is_cut in zip(layers, cut)]

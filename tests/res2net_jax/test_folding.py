@@ -28,6 +28,13 @@ def test_numpy_and_xla_fold_alike(dtype, tolerance, bias, x64):
         assert difference <= tolerance * np.abs(np.float64(other)).max()
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_that_are_not_finite_stay_so():
+    kernel, bias, *norm = next(layers("float32", bias=True))
+    ((kernels, bias),) = fold([(kernel.at[0, 0, 0, 0].set(np.inf), bias, *norm[:3], norm[3].at[1].set(-1))], [False])
+    assert np.isinf(kernels[0][0, 0, 0, 0]) and np.isnan(kernels[0][0, 0, 0, 1]) and np.isnan(bias[1])
+
+
 def test_what_is_folded_stays_where_it_was():
     uncommitted = list(layers("float32", bias=True))
     committed = jax.device_put(uncommitted, jax.devices()[0])

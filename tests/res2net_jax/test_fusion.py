@@ -216,10 +216,18 @@ def test_blocks_that_differ_in_their_weights_alone_are_traced_once(monkeypatch):
     traced, call = [], Bottle2neck.__call__
     monkeypatch.setattr(Bottle2neck, "__call__", lambda block, x, key: traced.append(x.shape) or call(block, x, key))
     run = res2net_jax.compile(random_model("float32", layers=(3, 4)))
-    run(images())
-    assert traced == [(2, 12, 16, 64), (2, 12, 16, 64), (2, 6, 8, 128)]  # of seven; the second one strides
-    run(images())
+    x = images(batch=7)  # as many as in no other test, for what is traced is kept
+    run(x)
+    assert traced == [(7, 12, 16, 64), (7, 12, 16, 64), (7, 6, 8, 128)]  # of seven blocks; the fourth strides
+    run(x)
     assert len(traced) == 3
+
+
+def test_a_compiled_model_that_computes_its_blocks_again():
+    model = random_model("float32")
+    expected = res2net_jax.compile(model)(images())
+    model.set_grad_checkpointing()
+    assert np.array_equal(res2net_jax.compile(model)(images()), expected)
 
 
 def test_a_subclass_is_compiled_as_it_is():
