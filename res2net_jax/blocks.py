@@ -79,6 +79,11 @@ class Bottle2neck(nnx.Module):
         return [self.act(part) for part in split(out, self.scale)]
 
 
+def call_block(block: nnx.Module, x: Float[Array, "b h w i"], key: jax.Array | None) -> Float[Array, "b h2 w2 o"]:
+    """``block(x, key)``."""
+    return block(x, key)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def split(x: Float[Array, "b h w c"], count: int) -> list[Float[Array, "b h w c2"]]:
     """``count`` equal parts of the channels."""

@@ -206,12 +206,12 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     try:
         # From where Orbax keeps it: Orbax itself would look up the shape of every array too, which takes half a second.
         stored = json.loads((folder / METADATA_FILE).read_bytes())
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{folder} is no Orbax checkpoint, or it is damaged: {METADATA_FILE} cannot be read ({first_line(error)})"
         ) from error
     metadata = stored.get("custom_metadata") if isinstance(stored, dict) else None
-    if not isinstance(metadata, dict) or "format" not in metadata or "model" not in metadata:
+    if not isinstance(metadata, dict) or "format" not in metadata or not isinstance(metadata.get("model"), dict):
         raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or it is damaged")
     if metadata["format"] != FORMAT:
         raise ValueError(

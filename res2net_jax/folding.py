@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array
 
 from res2net_jax.layers import BatchNorm
@@ -44,7 +45,7 @@ def _by_xla(layers, cut):
 
 
 def _by_numpy(layers, cut):
-    """There is no program to trace, and to load from the cache: ``compile`` of 14w_8s in 0.31 s for 0.62."""
+    """Without a program to trace, or to load from the cache (``compile`` of 14w_8s then takes 0.31 s for 0.62)."""
     committed = [leaf.sharding for leaf in jax.tree.leaves(layers) if leaf.committed]
     layers = jax.tree.map(np.asarray, layers)
     spans = [_spans(layer[0], is_cut) for layer, is_cut in zip(layers, cut)]
@@ -77,16 +78,17 @@ def _scale_and_bias(layer, xp):
 
 
 def _spans(kernel, is_cut):
-    """(start, stop) of the pieces; none has fewer than 48 columns."""
+    """(start, stop) of the pieces; of a kernel that is cut none has fewer than 48 columns."""
     columns = kernel.shape[-1]
     starts = [0, *(range(COLUMNS, columns - 47, COLUMNS) if is_cut else ())]
     return list(zip(starts, [*starts[1:], columns]))
 
 
 def _are_on_a_cpu(layers):
-    """Whether numpy can read them where they are, and none is being traced."""
+    """Whether numpy can read them where they are, on one device and not on a mesh, and none is being traced."""
     leaves = jax.tree.leaves(layers)
     if not all(isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return False
     devices = set().union(*(leaf.devices() for leaf in leaves))
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+    on_one = len(devices) == 1 and all(isinstance(leaf.sharding, SingleDeviceSharding) for leaf in leaves)
+    return on_one and next(iter(devices)).platform == "cpu"

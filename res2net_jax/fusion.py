@@ -92,15 +92,13 @@ def program(function: Callable, model: Res2Net) -> tuple[Callable, list[Array]]:
     """The jitted ``(weights, images) -> function(model, images)`` of :func:`compile_function`, and its weights."""
     fused = _fused(model, _is_cut)
     cast_weights(fused)
-    fused.set_attributes(
-        convolve=convolution.for_inference, over_batch=microbatch.in_turns, call_block=_like_those_before
-    )
+    fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
     if jax.default_backend() == "gpu":
         _turn_kernels(fused)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     shared = {id(leaf) for leaf in jax.tree.leaves(nnx.state(model))}  # and gone, should a training step donate them
-    leaves = [jax.device_put(leaf, may_alias=False) if id(leaf) in shared else leaf for leaf in leaves]
+    leaves = [_copy(leaf) if id(leaf) in shared else leaf for leaf in leaves]
     return _program(function, graphdef, structure), leaves
 
 
@@ -168,21 +166,23 @@ _COMPILED = weakref.WeakKeyDictionary()
 
 @functools.lru_cache(maxsize=8)
 def _program(function, graphdef, structure):
+    # Blocks that differ in their weights alone are traced and lowered once.
+    @functools.partial(jax.jit, static_argnums=0)
+    def call_block(graphdef, state, x, key):
+        return nnx.merge(graphdef, state)(x, key)
+
     # Of the flat arrays: a call of 300 of them costs 0.13 ms, of jax.jit with the module as its argument 4.6 ms.
     def run(leaves, images):
-        return function(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)), images)
+        model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
+        model.call_block = lambda block, x, key: call_block(*nnx.split(block), x, key)
+        return function(model, images)
 
     return backend.jit(run)
 
 
-def _like_those_before(block, x, key):
-    """``block(x, key)``, traced and lowered once for all blocks that differ in their weights alone."""
-    return _call_block(*nnx.split(block), x, key)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _call_block(graphdef, state, x, key):
-    return nnx.merge(graphdef, state)(x, key)
+def _copy(leaf):
+    """Without a program, for one would have to be compiled; but what numpy holds, device_put takes as it is."""
+    return jax.device_put(leaf, may_alias=False) if isinstance(leaf, jax.Array) else jnp.array(leaf)
 
 
 def _foldable(model):

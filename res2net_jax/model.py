@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from res2net_jax import microbatch
 from res2net_jax.activations import Activation
 from res2net_jax.arch import EXPANSION, Arch, natural, override
-from res2net_jax.blocks import Bottle2neck, run
+from res2net_jax.blocks import Bottle2neck, call_block, run
 from res2net_jax.drop import Dropout
 from res2net_jax.feature_info import FeatureInfo
 from res2net_jax.layers import BatchNorm, Linear
@@ -82,8 +82,8 @@ class Res2Net(nnx.Module):
         self.head_drop = Dropout(arch.drop_rate)
         self._set_classifier(num_classes, class_names, arch)
         self.grad_checkpointing = False
-        self.over_batch = microbatch.whole  # res2net_jax.compile sets its own, of these two
-        self.call_block = Bottle2neck.__call__
+        self.over_batch = microbatch.whole  # res2net_jax.compile replaces this and the next
+        self.call_block = call_block
 
     def __call__(self, x: Float[Array, "b h w c"], key: jax.Array | None = None) -> Float[Array, "b k"]:
         """Logits; without a classifier the pooled features, without pooling the last map.

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from res2net_jax.folding import COLUMNS, fold
 
@@ -41,6 +42,18 @@ def test_what_is_folded_stays_where_it_was():
     for given in (uncommitted, committed):
         folded = jax.tree.leaves(fold(given, (True, True)))
         assert {array.committed for array in folded} == {given is committed}
+
+
+def test_what_is_sharded_over_one_device_may_be_folded(x64):
+    given, cut = list(layers("float64", bias=True)), (False, True)
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+
+    def shard(array):
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*[None] * (array.ndim - 1), "model")))
+
+    sharded = jax.tree.map(shard, given)
+    for one, other in zip(jax.tree.leaves(fold(sharded, cut)), jax.tree.leaves(fold(given, cut)), strict=True):
+        assert np.allclose(one, other, rtol=1e-12)
 
 
 def test_jax_takes_the_folded_kernels_without_a_copy():

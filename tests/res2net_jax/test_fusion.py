@@ -215,12 +215,39 @@ def test_what_is_compiled_is_kept_until_the_model_changes(x64):
 def test_blocks_that_differ_in_their_weights_alone_are_traced_once(monkeypatch):
     traced, call = [], Bottle2neck.__call__
     monkeypatch.setattr(Bottle2neck, "__call__", lambda block, x, key: traced.append(x.shape) or call(block, x, key))
+    _program.cache_clear()
     run = res2net_jax.compile(random_model("float32", layers=(3, 4)))
-    x = images(batch=7)  # as many as in no other test, for what is traced is kept
-    run(x)
-    assert traced == [(7, 12, 16, 64), (7, 12, 16, 64), (7, 6, 8, 128)]  # of seven blocks; the fourth strides
-    run(x)
+    run(images())
+    assert traced == [(2, 12, 16, 64), (2, 12, 16, 64), (2, 6, 8, 128)]  # of seven blocks; the fourth strides
+    run(images())
     assert len(traced) == 3
+
+
+class Twice(Bottle2neck):
+    def __call__(self, x, key=None):
+        return 2 * super().__call__(x, key)
+
+
+def test_a_block_of_another_class_is_called_as_it_is():
+    model = random_model("float32")
+    plain = model(images())
+    model.layer1[1].__class__ = Twice
+    expected = model(images())
+    assert np.abs(expected - plain).max() > 0.1 * np.abs(plain).max()
+    for run in (res2net_jax.fuse(model), res2net_jax.compile(model)):
+        assert np.abs(run(images()) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_numpy_weights_are_copied_wherever_they_begin():
+    model = random_model("float32")
+    memory = np.zeros(1000 + 16, "float32")
+    start = -memory.ctypes.data % 64 // 4
+    aligned = memory[start : start + 1000]  # which JAX could take as it is
+    model.fc.bias.set_value(aligned)
+    run = res2net_jax.compile(model)
+    before = np.array(run(images()))
+    aligned += 100
+    assert np.array_equal(run(images()), before)
 
 
 def test_a_compiled_model_that_computes_its_blocks_again():
