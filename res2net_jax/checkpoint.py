@@ -200,7 +200,8 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It is no checkpoint of a Res2Net, or one of a later format.
+        ValueError: It is no checkpoint of a Res2Net, one of a later format, or damaged.
+        OSError: It may not be read.
     """
     folder = locate(folder)
     try:

@@ -88,7 +88,7 @@ def _require_run(folder):
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--output {folder} is a file; name a folder")
-    if not folder.exists() or any((folder / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")):
+    if not folder.exists() or any(map(is_checkpoint, (folder / "checkpoints").glob("[0-9]*"))):
         return
     if is_checkpoint(folder):
         raise FileExistsError(f"{folder} holds a model, not a run; give a new --output")

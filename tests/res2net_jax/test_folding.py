@@ -53,7 +53,7 @@ def test_what_is_sharded_over_one_device_may_be_folded(x64):
 
     sharded = jax.tree.map(shard, given)
     for one, other in zip(jax.tree.leaves(fold(sharded, cut)), jax.tree.leaves(fold(given, cut)), strict=True):
-        assert np.allclose(one, other, rtol=1e-12)
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_jax_takes_the_folded_kernels_without_a_copy():
