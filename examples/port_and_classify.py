@@ -24,7 +24,7 @@ from PIL import Image
 import porting
 import res2net_jax
 from porting.parity import worst
-from res2net_jax.checkpoint import read_metadata
+from res2net_jax.metadata import read_metadata
 
 
 @dataclasses.dataclass(frozen=True)

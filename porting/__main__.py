@@ -10,8 +10,8 @@ from porting.export import export
 from porting.parity import TOLERANCE, worst
 from porting.release import port
 from res2net_jax.backend import use_compilation_cache
-from res2net_jax.checkpoint import read_metadata
 from res2net_jax.command_line import main, table
+from res2net_jax.metadata import read_metadata
 from res2net_jax.variants import VARIANTS
 
 

@@ -13,6 +13,7 @@ from porting.sources import Release, fetch, read_file
 from res2net_jax import checkpoint, files
 from res2net_jax.arch import EXPANSION, Arch, changes, override
 from res2net_jax.hub import cache_folder, in_the_weights
+from res2net_jax.metadata import is_checkpoint
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Variant, get_variant
 
@@ -75,7 +76,7 @@ def port(
         return checkpoint.save(model, output, overwrite=overwrite, source=record, certificate=certificate)
     folder = cache_folder(name, source, cache_dir, given)
     with files.lock(folder):
-        if folder.exists() and not checkpoint.is_checkpoint(folder):
+        if folder.exists() and not is_checkpoint(folder):
             shutil.rmtree(folder)  # the cache is ours: what is no checkpoint there is a damaged one
         return checkpoint.save(model, folder, overwrite=True, source=record, certificate=certificate)
 

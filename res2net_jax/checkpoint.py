@@ -6,8 +6,6 @@ A trainer may store more items beside ``model``, and a folder of numbered steps 
 """
 
 import contextlib
-import dataclasses
-import json
 import logging
 import os
 import sys
@@ -21,7 +19,7 @@ import jax
 import numpy as np
 
 from res2net_jax.adapt import adapt, asked_for
-from res2net_jax.arch import Arch, override
+from res2net_jax.arch import override
 from res2net_jax.files import (
     first_line,
     has_leftovers,
@@ -30,19 +28,14 @@ from res2net_jax.files import (
     remove_leftovers,
     remove_tree,
     require_local,
-    versions,
     writing,
 )
 from res2net_jax.init import require_model, variables
+from res2net_jax.metadata import abstract_model, describe, is_checkpoint, locate, read_metadata
 from res2net_jax.model import Res2Net
-from res2net_jax.provenance import ancestor_of, release_of, with_ancestor
-from res2net_jax.variants import Preprocessing
+from res2net_jax.provenance import release_of
 
-FORMAT = 1
-METADATA_FILE = "_CHECKPOINT_METADATA"  # Orbax's
 _OF_ORBAX = ("model", "orbax.checkpoint", "commit_success.txt")  # and what begins with _
-NOT_CERTIFIED = {"certified": False, "reason": "saved from a live model, not ported from a release"}
-
 
 # Orbax numbers its operations for the whole process: a save during which another thread reads makes its folders twice,
 # or waits for them in vain.
@@ -166,82 +159,6 @@ def arrays(model: Res2Net) -> dict[str, jax.Array]:
     return {path: leaf.get_value() for path, leaf in variables(model).items()}
 
 
-def describe(model: Res2Net, *, source=None, certificate=None) -> dict[str, Any]:
-    """The metadata of a checkpoint of ``model``, as JSON."""
-    return {
-        "format": FORMAT,
-        "model": {
-            "name": model.name,
-            "arch": dataclasses.asdict(model.arch),
-            "num_classes": model.num_classes,
-            "in_chans": model.in_chans,
-            "param_dtype": model.param_dtype.name,
-            "class_names": None if model.class_names is None else list(model.class_names),
-        },
-        "preprocessing": None if model.preprocessing is None else dataclasses.asdict(model.preprocessing),
-        "source": with_ancestor(source, model.derived_from),
-        "certificate": certificate or NOT_CERTIFIED,
-        "versions": versions("res2net_jax", "jax", "flax", "orbax-checkpoint", "numpy"),
-    }
-
-
-def abstract_model(metadata: dict[str, Any], *, dtype=None) -> Res2Net:
-    """The model that :func:`describe` described, without its arrays; it computes in ``dtype``."""
-    config, ancestor = dict(metadata["model"]), ancestor_of(metadata)
-    setting = metadata.get("preprocessing")
-    setting = None if setting is None else Preprocessing(**setting)
-    model = Res2Net(Arch(**config.pop("arch")), preprocessing=setting, dtype=dtype, **config)
-    model.derived_from = ancestor.name if ancestor else None
-    return model
-
-
-def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
-    """What :func:`describe` stored in ``folder``.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: It is no checkpoint of a Res2Net, one of a later format, or damaged.
-        OSError: It may not be read.
-    """
-    folder = locate(folder)
-    try:
-        # From where Orbax keeps it: Orbax itself would look up the shape of every array too, which takes half a second.
-        stored = json.loads((folder / METADATA_FILE).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{folder} is no Orbax checkpoint, or it is damaged: {METADATA_FILE} cannot be read ({first_line(error)})"
-        ) from error
-    metadata = stored.get("custom_metadata") if isinstance(stored, dict) else None
-    if not isinstance(metadata, dict) or "format" not in metadata or not isinstance(metadata.get("model"), dict):
-        raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or it is damaged")
-    if metadata["format"] != FORMAT:
-        raise ValueError(
-            f"{folder} has checkpoint format {metadata['format']!r}; this version of res2net_jax reads format "
-            f"{FORMAT}. Upgrade res2net_jax, or port the release again"
-        )
-    return metadata
-
-
-def locate(folder: str | os.PathLike) -> Path:
-    """``folder`` if it is a checkpoint, else the newest numbered one in it, or in the ``checkpoints`` of a run."""
-    require_local(folder)
-    folder = Path(folder).expanduser().absolute()
-    if is_checkpoint(folder):
-        return folder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    children = [*folder.iterdir(), *folder.glob("checkpoints/*")]
-    # "5.old" is step 5 while, or if a kill came while, the trainer saves it again.
-    steps = {child.name.removesuffix(".old"): child for child in sorted(children, reverse=True) if is_checkpoint(child)}
-    steps = {int(name): child for name, child in steps.items() if name.isdigit()}
-    if not steps:
-        raise ValueError(
-            f"{folder} is not a checkpoint; expected a folder written by res2net_jax.save, "
-            "python -m porting, or python -m train.imagenet"
-        )
-    return steps[max(steps)]
-
-
 def require_free(folder: Path, overwrite: bool = False) -> None:
     """FileExistsError if something is there that is not to be replaced; an empty folder is nothing."""
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
@@ -265,15 +182,11 @@ def _identity(folder):
         return None
 
 
-def is_checkpoint(folder: Path) -> bool:
-    return (folder / METADATA_FILE).is_file()
-
-
 def _fill(model, folder, place, metadata):
     """Puts the arrays in ``folder`` into the abstract ``model``."""
     from orbax.checkpoint import v1 as ocp
 
-    leaves, checksums, release = variables(model), metadata.get("crc32", {}), release_of(metadata)
+    leaves, checksums, release = variables(model), metadata.get("crc32") or {}, release_of(metadata)
     advice = f"delete it and port it again (python -m porting {release.name})" if release else "take another one"
     target = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for path, leaf in leaves.items()}
     handled = sys.exception()  # by our caller
@@ -286,9 +199,8 @@ def _fill(model, folder, place, metadata):
             f"{_cause(error, handled)}"
         ) from error
     for path, leaf in leaves.items():
-        if (
-            loaded[path].dtype != leaf.dtype
-        ):  # Orbax reads in threads of its own, where a local enable_x64 has no effect
+        # Orbax reads in threads of its own, where a local enable_x64 has no effect.
+        if loaded[path].dtype != leaf.dtype:
             raise ValueError(
                 'a float64 checkpoint needs jax.config.update("jax_enable_x64", True), for the whole program'
             )

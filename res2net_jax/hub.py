@@ -17,6 +17,7 @@ from res2net_jax import checkpoint, files
 from res2net_jax.arch import changes, override
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import initialize
+from res2net_jax.metadata import is_checkpoint
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, get_variant
 
@@ -151,7 +152,7 @@ def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True, *
     folder = cache_folder(name, source, cache_dir, arch)
     # A writer that was killed after the checkpoint had got its name left its temporary folder.
     to_clear = files.has_leftovers(folder) and os.access(folder.parent, os.W_OK)
-    if checkpoint.is_checkpoint(folder) and not to_clear:
+    if is_checkpoint(folder) and not to_clear:
         return folder
     if jax.process_count() > 1:
         _cached_by_a_child(name, source, cache_dir, check_hash, arch)
@@ -160,7 +161,7 @@ def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True, *
 
     with files.lock(folder):
         files.remove_leftovers(folder)
-        if not checkpoint.is_checkpoint(folder):
+        if not is_checkpoint(folder):
             porting.port(name, source, verify=False, check_hash=check_hash, cache_dir=cache_dir, **arch)
     return folder
 

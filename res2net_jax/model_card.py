@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from res2net_jax.checkpoint import abstract_model
 from res2net_jax.cost import cost, count_parameters
+from res2net_jax.metadata import abstract_model
 from res2net_jax.preprocess import known_setting
 from res2net_jax.provenance import RELEASE_LICENSE, ancestor_of, release_of
 from res2net_jax.variants import VARIANTS, Preprocessing

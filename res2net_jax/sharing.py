@@ -17,6 +17,7 @@ import numpy as np
 from res2net_jax import checkpoint, files, hub
 from res2net_jax.arch import Arch, changes
 from res2net_jax.init import require_model
+from res2net_jax.metadata import describe, is_checkpoint, read_metadata
 from res2net_jax.model import Res2Net
 from res2net_jax.model_card import model_card
 from res2net_jax.preprocess import known_setting
@@ -119,7 +120,7 @@ def fetch(address: str, cache_dir: str | os.PathLike | None = None) -> Path:
             local_files_only=offline,
         )
     folder = Path(snapshot) / _FOLDER
-    if not checkpoint.is_checkpoint(folder):
+    if not is_checkpoint(folder):
         raise ValueError(
             f"{address} holds no checkpoint by res2net_jax.push_to_hub; the weights of a PyTorch model are loaded by "
             f"its variant's name and source={repo!r}"
@@ -142,11 +143,11 @@ def require_host(repo: str) -> None:
 def _described(model):
     """The model and the metadata to store with it."""
     if isinstance(model, Res2Net):
-        return model, _of_release(model) or checkpoint.describe(model)
+        return model, _of_release(model) or describe(model)
     if not isinstance(model, str | os.PathLike):
         require_model(model)
     folder = hub.local_folder(model) if hub.is_folder(model) else hub.cached(model)
-    metadata = checkpoint.read_metadata(folder)
+    metadata = read_metadata(folder)
     evaluation = (metadata.get("train") or {}).get("evaluation")
     if evaluation:
         metadata["source"]["evaluation"] = evaluation
@@ -159,11 +160,11 @@ def _described(model):
 def _of_release(model):
     """The metadata of the cached release whose weights ``model`` has, if so: its terms and its certificate hold."""
     folder = hub.cache_folder(model.name)
-    if model.name not in VARIANTS or not checkpoint.is_checkpoint(folder):
+    if model.name not in VARIANTS or not is_checkpoint(folder):
         return None
     mine, theirs = checkpoint.arrays(model), checkpoint.arrays(checkpoint.load(folder))
     same = mine.keys() == theirs.keys() and all(np.array_equal(mine[path], theirs[path]) for path in mine)
-    return checkpoint.read_metadata(folder) if same else None
+    return read_metadata(folder) if same else None
 
 
 def _write(model: Res2Net, metadata: dict[str, Any], folder: Path, address: str, license: str | None) -> None:

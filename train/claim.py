@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 
-from res2net_jax.checkpoint import is_checkpoint
 from res2net_jax.files import writing
+from res2net_jax.metadata import is_checkpoint
 from train.devices import everywhere, largest, together
 from train.report import COLUMNS, say
 from train.signals import StopRequest

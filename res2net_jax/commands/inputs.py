@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from res2net_jax import checkpoint
+from res2net_jax.metadata import is_checkpoint
 from res2net_jax.picture_files import PICTURES, natural_key, pictures_below
 
 
@@ -59,7 +59,7 @@ def _named(name: str, wildcards: bool = False) -> list[Path]:
     if path.is_dir():
         pictures = [Path(found) for found in pictures_below(os.fspath(path))]
         if not pictures:
-            if checkpoint.is_checkpoint(path):
+            if is_checkpoint(path):
                 raise ValueError(f"the folder {name} holds a model, not pictures; the model comes first")
             raise ValueError(f"the folder {name} holds no pictures; known are {' '.join(PICTURES)}")
         return pictures

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from res2net_jax import checkpoint, hub
+from res2net_jax import hub
 from res2net_jax.arch import Arch
 from res2net_jax.command_line import table
 from res2net_jax.commands.options import CacheFolder, Model
 from res2net_jax.cost import cost, count_parameters
+from res2net_jax.metadata import abstract_model, is_checkpoint, locate, read_metadata
 from res2net_jax.model import Res2Net
 from res2net_jax.provenance import release_of
 from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
@@ -52,15 +53,15 @@ def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: Cac
     """
     height, width = parse_size(size)
     if hub.is_folder(model):
-        folder = checkpoint.locate(hub.local_folder(model, cache_dir))
+        folder = locate(hub.local_folder(model, cache_dir))
     else:
         folder = hub.cache_folder(get_variant(model).name, cache_dir=cache_dir)
-        folder = folder if checkpoint.is_checkpoint(folder) else None
-    metadata = None if folder is None else checkpoint.read_metadata(folder)
+        folder = folder if is_checkpoint(folder) else None
+    metadata = None if folder is None else read_metadata(folder)
     if metadata is None:
         described = Res2Net(get_variant(model).arch, name=model)
     else:
-        described = checkpoint.abstract_model(metadata)
+        described = abstract_model(metadata)
     # What was published is of the released weights, not of others, nor of a relative.
     variant = get_variant(model) if metadata is None else release_of(metadata)
     if variant is not None and described.arch != variant.arch:

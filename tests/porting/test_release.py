@@ -11,14 +11,14 @@ import porting
 import res2net_jax
 from porting.export import export
 from porting.parity import SIZES, STAGES, certify
-from res2net_jax import checkpoint
+from res2net_jax.metadata import read_metadata
 
 NAME = "res2net50_48w_2s"
 
 
 def test_port_certifies_and_records_where_from(safetensors_file, weights, tmp_path):
     folder = porting.port(NAME, safetensors_file, tmp_path / "m")
-    metadata = checkpoint.read_metadata(folder)
+    metadata = read_metadata(folder)
     certificate, source = metadata["certificate"], metadata["source"]
     assert source["origin"] == str(safetensors_file) and source["bytes"] == safetensors_file.stat().st_size
     assert len(source["sha256"]) == 64
@@ -59,7 +59,7 @@ def test_files_of_other_types_are_certified_as_they_are_stored(weights, tmp_path
     tensors = {key: torch.from_numpy(np.array(value)).to(getattr(torch, dtype)) for key, value in weights.items()}
     save_file({key: value for key, value in tensors.items() if "tracked" not in key}, tmp_path / "m.safetensors")
     folder = porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "m")
-    assert checkpoint.read_metadata(folder)["certificate"]["certified"]
+    assert read_metadata(folder)["certificate"]["certified"]
 
 
 def test_other_classes_and_channels(timm_model, tmp_path):
@@ -73,7 +73,7 @@ def test_without_a_classifier(timm_model, tmp_path):
     reference = timm_model(NAME, num_classes=0)
     save_file({key: value.numpy() for key, value in reference.state_dict().items()}, tmp_path / "m.safetensors")
     folder = porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "m")
-    assert checkpoint.read_metadata(folder)["certificate"]["certified"]
+    assert read_metadata(folder)["certificate"]["certified"]
     assert res2net_jax.load(folder).num_classes == 0
 
 
@@ -92,7 +92,7 @@ def test_another_architecture_is_certified_too(tmp_path):
     save_file({key: value.numpy() for key, value in reference.state_dict().items()}, tmp_path / "m.safetensors")
     options = {"attn_layer": "se", "stem_type": "deep", "stem_width": 32, "aa_layer": "blur"}
     folder = porting.port(NAME, tmp_path / "m.safetensors", tmp_path / "m", **options)  # the classifier shows the pool
-    assert checkpoint.read_metadata(folder)["certificate"]["certified"]
+    assert read_metadata(folder)["certificate"]["certified"]
     found = res2net_jax.load(folder)
     assert found.arch.global_pool == "catavgmax" and found.num_classes == 5
     with pytest.raises(ValueError, match="act_layer is in no array, so give it to load; or name an output"):
@@ -111,7 +111,7 @@ def test_timm_has_no_model_of_two_stages(tmp_path):
     shape = {"layers": (1, 1), "channels": (16, 32)}
     file = export(res2net_jax.save(res2net_jax.create(NAME, **shape), tmp_path / "mine"), tmp_path / "mine.safetensors")
     folder = porting.port(NAME, file, tmp_path / "m", **shape)
-    certificate = checkpoint.read_metadata(folder)["certificate"]
+    certificate = read_metadata(folder)["certificate"]
     assert certificate == {"certified": False, "reason": "timm's models have four stages"}
 
 

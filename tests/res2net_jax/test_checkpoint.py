@@ -14,6 +14,7 @@ from flax import nnx
 import res2net_jax
 from res2net_jax import Arch, Res2Net, checkpoint, files
 from res2net_jax.init import initialize, variables
+from res2net_jax.metadata import read_metadata
 from res2net_jax.variants import Preprocessing
 
 SMALL = {"layers": (1, 1), "channels": (16, 32)}
@@ -37,7 +38,7 @@ def test_a_saved_model_comes_back(model, tmp_path):
     x = jnp.ones((1, 32, 32, 3))
     assert np.array_equal(jax.jit(lambda m, x: m(x))(loaded, x), jax.jit(lambda m, x: m(x))(model, x))
     assert sorted(p.name for p in folder.parent.iterdir()) == [".m.lock", "m"]
-    assert checkpoint.read_metadata(folder)["certificate"]["certified"] is False
+    assert read_metadata(folder)["certificate"]["certified"] is False
 
 
 def test_an_existing_folder_is_not_overwritten_by_accident(model, tmp_path):
@@ -165,6 +166,28 @@ def test_a_later_format_and_damage(model, tmp_path):
     file.write_text(file.read_text()[:40])
     with pytest.raises(ValueError, match="or it is damaged"):
         res2net_jax.load(folder)
+
+
+def test_a_description_that_is_not_of_a_model(model, tmp_path):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    file = folder / "_CHECKPOINT_METADATA"
+    saved = file.read_text()
+
+    def described_as(**changes):
+        metadata = json.loads(saved)
+        metadata["custom_metadata"] |= changes
+        file.write_text(json.dumps(metadata))
+        return metadata["custom_metadata"]["model"]
+
+    described = described_as(source=None)
+    with pytest.raises(ValueError, match="not one of a Res2Net"):
+        res2net_jax.load(folder)
+    for arch in (described["arch"] | {"later": 1}, described["arch"] | {"layers": 3}, ["layers"], None):
+        described_as(model=described | {"arch": arch})
+        with pytest.raises(ValueError, match=r"m describes a model that .* does not know, or it is damaged \(.+\)"):
+            res2net_jax.load(folder)
+    described_as(crc32=None)
+    assert same(res2net_jax.load(folder), model)
 
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])

@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 
 import porting
 import res2net_jax
-from res2net_jax import checkpoint, hub
+from res2net_jax import hub
+from res2net_jax.metadata import read_metadata
 
 NAME = "res2net50_48w_2s"
 
@@ -247,7 +248,7 @@ def test_a_name_comes_from_the_hub(server, safetensors_file, load_and_sum, tmp_p
     hub_only = load_and_sum.replace(f", source={str(safetensors_file)!r}", "")
     env = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     assert finish(start(hub_only, tmp_path / "a", **env)) == finish(start(load_and_sum, tmp_path / "b"))
-    source = checkpoint.read_metadata(hub.cache_folder(NAME, cache_dir=tmp_path / "a"))["source"]
+    source = read_metadata(hub.cache_folder(NAME, cache_dir=tmp_path / "a"))["source"]
     assert source["origin"] == f"hf://timm/{NAME}.in1k@0123456789abcdef0123456789abcdef01234567"
     assert (tmp_path / "a" / "models" / NAME).is_dir()
 

@@ -14,6 +14,7 @@ from hub_server import TOKEN, commit_sha
 import porting.export
 import res2net_jax
 from res2net_jax import checkpoint, hub, sharing
+from res2net_jax.metadata import describe, read_metadata
 from res2net_jax.model_card import model_card
 from res2net_jax.variants import VARIANTS, Preprocessing
 
@@ -171,9 +172,9 @@ def test_the_card_of_somebody_s_own_model(hub_server, model, tmp_path):
     assert "Its accuracy has not been stated" in text and "Not certified" in text and "layers = (1, 1, 1, 1)" in text
     parameters = sum(a.size for path, a in checkpoint.arrays(model).items() if not path.endswith((".mean", ".var")))
     assert f"| parameters | {parameters:,} |" in text
-    assert checkpoint.read_metadata(sharing.fetch("hf://me/cats@v1"))["source"] == source
+    assert read_metadata(sharing.fetch("hf://me/cats@v1"))["source"] == source
 
-    measured = checkpoint.describe(model, source=source | {"evaluation": {"top1": 91.25, "top5": 100.0, "loss": 0.3}})
+    measured = describe(model, source=source | {"evaluation": {"top1": 91.25, "top5": 100.0, "loss": 0.3}})
     head = yaml.safe_load(model_card(measured, "hf://me/cats").split("---")[1])
     (result,) = head["model-index"][0]["results"]
     assert result["dataset"]["name"] == "folder:cats" and "license" not in head
@@ -203,7 +204,7 @@ def test_the_card_of_released_weights(hub_server, release):
     with pytest.raises(ValueError, match="which keep their licence; leave license out"):
         res2net_jax.push_to_hub(name, "me/copy", token=TOKEN, license="mit")
     assert len(hub_server.commits("me/copy")) == 2
-    assert checkpoint.read_metadata(sharing.fetch("hf://me/copy"))["certificate"] == CERTIFICATE
+    assert read_metadata(sharing.fetch("hf://me/copy"))["certificate"] == CERTIFICATE
     config = json.loads(hub_server.commits("me/copy")[-1]["config.json"])
     assert config["architecture"] == name and config["model_args"] == {}
 
@@ -215,7 +216,7 @@ def test_the_card_of_weights_that_began_as_released_ones(hub_server, release, tm
     again = res2net_jax.load(res2net_jax.save(trained, tmp_path / "a"))
     again.reset_classifier(3)
     folder = res2net_jax.save(again, tmp_path / "b", source={"trained by": "me"})
-    assert checkpoint.read_metadata(folder)["source"] == {"trained by": "me", "derived from": release}
+    assert read_metadata(folder)["source"] == {"trained by": "me", "derived from": release}
     for given in (folder, res2net_jax.load(folder)):
         res2net_jax.push_to_hub(given, "me/tuned", token=TOKEN)
         head, text = card_of(hub_server.commits("me/tuned")[-1])

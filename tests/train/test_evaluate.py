@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import res2net_jax
-from res2net_jax.checkpoint import arrays, describe
+from res2net_jax.checkpoint import arrays
+from res2net_jax.metadata import describe
 from res2net_jax.variants import Preprocessing, get_variant
 from train.data import eval_batches
 from train.datasets import Dataset, imagenet_synsets, open_dataset
