@@ -25,6 +25,7 @@ def pytest_configure(config):
             "RES2NET_JAX_HOME": home.name,
             "JAX_COMPILATION_CACHE_DIR": f"{home.name}/compiled",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # LLVM takes half as long; most programs run once, for a moment
             "OMP_NUM_THREADS": "1",  # torch's, whose idle threads would keep the other worker's core busy
         }
 
@@ -60,17 +61,19 @@ def timm_model():
 
 
 @pytest.fixture
-def quick_compilation():
-    """What is compiled in this process need not be fast: LLVM takes half as long over it."""
+def optimized(monkeypatch):
+    """What is compiled, here and in processes of their own, is what users have."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    before = jax.config.values["jax_disable_most_optimizations"]
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
-def x64(quick_compilation):
+def x64():
     """Everything in float64: a proof of the arithmetic, on small pictures."""
     import jax
 

@@ -28,7 +28,7 @@ def test_a_block_says_what_it_is(block):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_the_blocks_of_a_page_run_in_their_order(page, reader):
+def test_the_blocks_of_a_page_run_in_their_order(page, reader, optimized):
     namespace = {"__name__": "__main__"}
     for block in blocks(page):
         if block.reason is None and block.language == "python":

@@ -19,7 +19,7 @@ def load(name):
 
 # Predicting nothing but background has a mean IoU of at most 0.25.
 @pytest.mark.parametrize(("steps", "least"), [(400, 0.5), pytest.param(800, 0.6, marks=pytest.mark.soak)])
-def test_segmentation_learns(tmp_path, steps, least):
+def test_segmentation_learns(tmp_path, steps, least, optimized):
     segmentation = load("segmentation")
     mean = segmentation.main(segmentation.Config(steps=steps, output=tmp_path / "s.png"))
     assert mean > least

@@ -13,6 +13,8 @@ import res2net_jax
 from res2net_jax.activations import ACTIVATIONS, Activation, relu_of_sum
 from res2net_jax.backend import compiler_options
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def arrays(dtype):
     """Two of them, with equal and opposite values, both zeros, infinities, NaN and the smallest numbers."""

@@ -8,6 +8,8 @@ import porting
 import res2net_jax
 from res2net_jax.inference import imagenet_classes
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.fixture(scope="module")
 def model(checkpoint_folder):

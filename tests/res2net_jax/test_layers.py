@@ -15,7 +15,7 @@ from res2net_jax.layers import BatchNorm, Conv
 from res2net_jax.pooling import AvgPool, max_pool
 
 
-def test_batch_norm_keeps_its_precision_far_from_zero():
+def test_batch_norm_keeps_its_precision_far_from_zero(optimized):
     x = (images((4, 8, 8, 3), "float64") + 1e4).astype("float32").astype("float64")
     theirs = torch.nn.BatchNorm2d(3).double()
     expected = theirs(nchw(x))

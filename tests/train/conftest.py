@@ -26,7 +26,8 @@ TINY = [
 # programs take longer to compile than to run.
 XLA_FLAGS = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=600 "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
 
 

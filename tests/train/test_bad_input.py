@@ -27,8 +27,6 @@ from train.start import load_model
 
 from .conftest import ROOT, arrays, small, steps, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def command(*arguments, **environment):
     """Exit code and standard error of the command; a traceback in it is a failure."""

@@ -7,7 +7,7 @@ import sys
 from .conftest import ROOT
 
 
-def test_demo_learns_the_digits_and_shows_it(tmp_path):
+def test_demo_learns_the_digits_and_shows_it(tmp_path, optimized):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     # Without torch: an import of it fails.
     (tmp_path / "torch.py").write_text("raise ImportError('the demo needs no torch')")

@@ -23,8 +23,6 @@ from train.start import build_model
 
 from .conftest import ROOT, arrays, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ("five", "six $ and $", "sieben für sich", "八", "nine ☂")
 #: Extension and mode of what a folder may hold side by side.
 FORMATS = [("png", "RGB"), ("jpg", "L"), ("webp", "RGB"), ("gif", "P"), ("bmp", "L"), ("tif", "RGBA"), ("JPEG", "CMYK")]

@@ -11,8 +11,6 @@ from train.report import read_rows
 
 from .conftest import arrays, printed, small, steps, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no metadata", "empty folder"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, damage):

@@ -17,8 +17,6 @@ from train.step import init_state, make_train_step
 
 from .conftest import arrays, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = {"layers": (1, 1), "channels": (8, 8), "scale": 2, "size": 16}
 
 
