@@ -60,15 +60,17 @@ def timm_model():
     return lambda name, **kwargs: copy.deepcopy(_timm_model(name, **kwargs)).float().eval()
 
 
-@pytest.fixture
-def optimized(monkeypatch):
-    """What is compiled, here and in processes of their own, is what users have."""
+@pytest.fixture(scope="module")
+def optimized():
+    """What is compiled from here to the module's end, also in processes of their own, is what users have."""
     import jax
 
     before = jax.config.values["jax_disable_most_optimizations"]
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
