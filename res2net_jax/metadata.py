@@ -53,17 +53,7 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
         OSError: It may not be read.
     """
     folder = locate(folder)
-    try:
-        # From where Orbax keeps it: Orbax itself would look up the shape of every array too, which takes half a second.
-        stored = json.loads((folder / FILE).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{folder} is no Orbax checkpoint, or it is damaged: {FILE} cannot be read ({first_line(error)})"
-        ) from error
-    metadata = stored.get("custom_metadata") if isinstance(stored, dict) else None
-    parts = [metadata.get(part) for part in ("model", "source")] if isinstance(metadata, dict) else [None]
-    if not all(isinstance(part, dict) for part in parts) or "format" not in metadata:
-        raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or it is damaged")
+    metadata = stored_metadata(folder)
     if metadata["format"] != FORMAT:
         raise ValueError(
             f"{folder} has checkpoint format {metadata['format']!r}; this version of res2net_jax reads format "
@@ -76,6 +66,22 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
             f"{folder} describes a model that this version of res2net_jax does not know, or it is damaged "
             f"({first_line(error)})"
         ) from error
+    return metadata
+
+
+def stored_metadata(folder: Path) -> dict[str, Any]:
+    """As :func:`read_metadata`, of the checkpoint ``folder`` itself, of whatever format or version."""
+    try:
+        # From where Orbax keeps it: Orbax itself would look up the shape of every array too, which takes half a second.
+        stored = json.loads((folder / FILE).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{folder} is no Orbax checkpoint, or it is damaged: {FILE} cannot be read ({first_line(error)})"
+        ) from error
+    metadata = stored.get("custom_metadata") if isinstance(stored, dict) else None
+    parts = [metadata.get(part) for part in ("model", "source")] if isinstance(metadata, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or "format" not in metadata:
+        raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or it is damaged")
     return metadata
 
 

@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from res2net_jax import command_line
 from res2net_jax.files import first_line, remove_tree
-from res2net_jax.metadata import describe, read_metadata
+from res2net_jax.metadata import describe, stored_metadata
 from res2net_jax.model import Res2Net
 from train.config import Config, differences, to_json
 from train.devices import everywhere, largest, of_the_first, together
@@ -214,7 +214,7 @@ class Checkpoints:
     def _metadata(self, step):
         found, problem = None, None
         try:
-            found = read_metadata(self.folder / str(step))
+            found = stored_metadata(self.folder / str(step))
             found["train"]["config"]  # of a trainer's checkpoint
         except Exception as error:
             problem = f"its metadata cannot be read ({first_line(error)})"

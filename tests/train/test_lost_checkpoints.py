@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, or that a full disk does not take: the run goes on from what there is."""
 
+import json
 import shutil
 import subprocess
 import time
@@ -49,6 +50,19 @@ def test_nothing_but_damaged_checkpoints(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint in .* can be read.*give another --output"):
         train(config)
     assert steps(tmp_path / "run"), "they were left where they are"
+
+
+def test_a_description_by_a_later_version_is_no_damage(tmp_path, capfd):
+    assert train(small(tmp_path)) == 0
+    file = tmp_path / "run" / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    stored = json.loads(file.read_text())
+    stored["custom_metadata"]["model"]["arch"]["later"] = 1
+    file.write_text(json.dumps(stored))
+    capfd.readouterr()
+    assert train(small(tmp_path, steps=4)) == 0
+    out, err = capfd.readouterr()
+    assert "Resuming at step 2 of 4" in out and "damaged" not in err
+    assert steps(tmp_path / "run")[-1] == 4
 
 
 def test_a_full_disk_is_waited_for(finish, tmp_path):
