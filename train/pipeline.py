@@ -1,6 +1,7 @@
 """From a function of an example's number to batches: threads or worker processes, a position, an orderly end."""
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import shutil
@@ -10,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import resource_tracker
+from multiprocessing import queues, resource_tracker, synchronize, util
 from typing import Any
 
 import grain
@@ -59,7 +60,7 @@ class Batches(grain.DatasetIterator):
     ):
         super().__init__()
         self._running = []
-        weakref.finalize(self, _close, self._running)  # also at exit, while Python can still do it in peace
+        weakref.finalize(self, self._stop, self._running)  # also at exit, while Python can still do it in peace
         if batch_size < 1:
             raise ValueError(f"the batch must have at least one example; got {batch_size}")
         if not 0 <= process_index < process_count:
@@ -107,13 +108,18 @@ class Batches(grain.DatasetIterator):
         return {"step": self._step, "replaced": self.replaced}
 
     def set_state(self, state: dict[str, int]) -> None:
-        _close(self._running)
+        self._stop(self._running)
         self._step, self.replaced = state["step"], state["replaced"]
 
     def close(self) -> None:
         """Ends the workers. Nothing can be read after it."""
-        _close(self._running)
+        self._stop(self._running)
         super().close()
+
+    @staticmethod  # where it is still there when Python, as it ends, has emptied this module
+    def _stop(running):
+        while running:
+            running.pop().close()
 
     def _report(self, index):
         self.replaced += 1
@@ -140,11 +146,6 @@ class _Batch:
                     batch[key] = np.empty((self.size, *np.shape(value)), np.asarray(value).dtype)
                 batch[key][place] = value
         return batch
-
-
-def _close(running):
-    while running:
-        running.pop().close()
 
 
 class _Feeder:
@@ -193,13 +194,35 @@ def _pipeline(batches, step, workers, process_index, process_count, batch_bytes)
     roomy = sys.platform != "linux" or shutil.disk_usage("/dev/shm").free >= needed
     options = grain.experimental.DatasetOptions(min_shm_size=2**16 if roomy else sys.maxsize)
     return grain.experimental.WithOptionsIterDataset(serial, options).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), worker_init_fn=_start_worker
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
+        worker_init_fn=_start_worker if roomy else _start_worker_with_pipe,
     )
 
 
 def _start_worker(_index, _count):
     """A worker does not outlive its parent, however that ends."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _start_worker_with_pipe(index, count):
+    _start_worker(index, count)
+    util.Finalize(None, _leave_unwritten, exitpriority=0)
+
+
+def _leave_unwritten():
+    """Lets a worker that was told to stop end at once, its last batch half in the pipe, which nobody reads any more.
+
+    Python would wait for a reader, and Grain 25 s for Python. Grain may not read what is cut off, either: hence the
+    locks, which this process takes with it.
+    """
+    if any(event.is_set() for event in _all_of(synchronize.Event)):  # else it has failed, and the pipe says why
+        for queue in _all_of(queues.Queue):
+            queue.cancel_join_thread()
+            queue._rlock.acquire()
+
+
+def _all_of(kind):
+    return [thing for thing in gc.get_objects() if type(thing) is kind]  # Grain hands a worker none of its own
 
 
 def _die_with_parent():

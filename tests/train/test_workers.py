@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 from batches import take
 
 from train.data import train_batches
 from train.datasets import open_dataset
+from train.pipeline import Batches
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -96,3 +99,44 @@ def test_signals_meant_for_the_program_leave_its_workers_at_work(tmp_path):
     out, err = process.communicate("\n", timeout=300)
     assert process.returncode == 0 and out == "done\n", err
     assert err == ""
+
+
+@pytest.fixture
+def little_shared_memory(monkeypatch):
+    """As in a container."""
+    usage = namedtuple("usage", "free")(2**26)
+    monkeypatch.setattr("train.pipeline.shutil.disk_usage", lambda path: usage)
+
+
+def batches_of(example):
+    return Batches(example, 1000, 2, step=0, workers=2, process_index=0, process_count=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is taken to be there elsewhere")
+def test_workers_end_by_themselves_with_more_to_send_than_a_pipe_takes(little_shared_memory):
+    others = multiprocessing.active_children()
+    batches = batches_of(lambda number: {"image": np.full(2**22, number % 256, np.uint8)})
+    try:
+        for first in range(0, 8, 2):
+            assert next(batches)["image"][:, 0].tolist() == [first, first + 1]
+        workers = [process for process in multiprocessing.active_children() if process not in others]
+    finally:
+        batches.close()
+    assert [worker.exitcode for worker in workers] == [0, 0], "killed, after a wait"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is taken to be there elsewhere")
+def test_why_a_worker_cannot_start_passes_through_its_pipe(little_shared_memory):
+    def only_here():
+        raise FileNotFoundError("the pictures are not here")
+
+    class Example:
+        def __reduce__(self):
+            return only_here, ()
+
+    batches = batches_of(Example())
+    try:
+        with pytest.raises(FileNotFoundError, match="the pictures are not here"):
+            next(batches)
+    finally:
+        batches.close()
