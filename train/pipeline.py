@@ -222,7 +222,8 @@ def _leave_unwritten():
 
 
 def _all_of(kind):
-    return [thing for thing in gc.get_objects() if type(thing) is kind]  # Grain hands a worker none of its own
+    # All are of Grain, which keeps them to itself. Not by isinstance, which would ask what each of them claims to be.
+    return [thing for thing in gc.get_objects() if type(thing) is kind]
 
 
 def _die_with_parent():
