@@ -76,12 +76,16 @@ def jit(function: Callable, **options) -> Callable:
 
     @functools.wraps(function)
     def call(*arguments, **named):
-        here = lax.iota("int32", 1)  # traced too, if all is, as by jax.jit
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((here, arguments, named)))
-        return (within if traced else alone)(*arguments, **named)
+        return (within if is_traced(arguments, named) else alone)(*arguments, **named)
 
     call.lower = alone.lower
     return call
+
+
+def is_traced(*trees) -> bool:
+    """Whether what is computed of these arrays here becomes part of a program, as within ``jax.jit``."""
+    here = lax.iota("int32", 1)  # traced too, if all is, as by jax.jit
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((here, trees)))
 
 
 def use_compilation_cache() -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from res2net_jax import alignment, backend, convolution, microbatch
+from res2net_jax import alignment, backend, convolution, microbatch, per_core
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.folding import fold
 from res2net_jax.init import require_model, variables
@@ -79,27 +79,38 @@ def compile(
 
 def compile_function(function: Callable, model: Res2Net) -> Callable:
     """As :func:`compile`, for what ``function(model, images)`` gives."""
-    run, leaves = program(function, model)
+    graphdef, structure, leaves = _prepare(model)
+    run = _program(function, graphdef, structure, microbatch.in_turns)
+    in_halves = per_core.in_halves(_program(function, graphdef, structure, microbatch.on_one_core), leaves)
+    can_halve, channels = all(map(per_core.can_halve, leaves)), model.in_chans
 
     def call(images):
         require_array(images)
+        if can_halve and per_core.is_halved(images) and images.shape[-1] == channels:
+            return in_halves(images)
         return run(leaves, images)
 
     return call
 
 
 def program(function: Callable, model: Res2Net) -> tuple[Callable, list[Array]]:
-    """The jitted ``(weights, images) -> function(model, images)`` of :func:`compile_function`, and its weights."""
+    """The jitted ``(weights, images) -> function(model, images)`` for a whole batch, and the weights."""
+    graphdef, structure, leaves = _prepare(model)
+    return _program(function, graphdef, structure, microbatch.in_turns), leaves
+
+
+def _prepare(model):
+    """``model`` for inference alone: how it is made of flat arrays, and those."""
     fused = _fused(model, _is_cut)
     cast_weights(fused)
-    fused.set_attributes(convolve=convolution.for_inference, over_batch=microbatch.in_turns)
+    fused.set_attributes(convolve=convolution.for_inference)
     if jax.default_backend() == "gpu":
         _turn_kernels(fused)
     graphdef, state = nnx.split(fused)
     leaves, structure = jax.tree.flatten(state)
     shared = {id(leaf) for leaf in jax.tree.leaves(nnx.state(model))}  # and gone, should a training step donate them
     leaves = [_copy(leaf) if id(leaf) in shared else leaf for leaf in leaves]
-    return _program(function, graphdef, structure), leaves
+    return graphdef, structure, leaves
 
 
 def compiled(model: Res2Net) -> Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]]:
@@ -164,8 +175,8 @@ def _maps_at(indices):
 _COMPILED = weakref.WeakKeyDictionary()
 
 
-@functools.lru_cache(maxsize=8)
-def _program(function, graphdef, structure):
+@functools.lru_cache(maxsize=16)
+def _program(function, graphdef, structure, over_batch):
     # Blocks that differ in their weights alone are traced and lowered once.
     @functools.partial(jax.jit, static_argnums=0)
     def call_block(graphdef, state, x, key):
@@ -174,6 +185,7 @@ def _program(function, graphdef, structure):
     # Of the flat arrays: a call of 300 of them costs 0.13 ms, of jax.jit with the module as its argument 4.6 ms.
     def run(leaves, images):
         model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
+        model.over_batch = over_batch
         model.call_block = lambda block, x, key: call_block(*nnx.split(block), x, key)
         return function(model, images)
 

@@ -1,0 +1,93 @@
+"""A batch in two halves on a CPU of two cores, each half by a program of one thread.
+
+The threads of one program wait for each other after each operation, and read what the other has just written. Two
+programs have nothing but the weights in common. JAX makes one CPU client in a process, whose threads serve all of its
+programs, so each of the two gets a client of its own.
+"""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from res2net_jax import backend
+
+# Of smaller pictures, or fewer, each half takes about as long as the whole: for the weights, which both read, and for
+# ways to convolve that are slower for few pixels.
+LEAST_PIXELS = 128 * 128
+LEAST_PIXELS_OF_A_BATCH = 2 * 224 * 224
+
+
+def in_halves(run: Callable, leaves: list[jax.Array]) -> Callable:
+    """``images -> run(leaves, images)``, a half of the batch on each of :func:`devices`; waits for both.
+
+    Args:
+        run: Jitted. Each output has the batch as its first axis, and treats each image by itself.
+        leaves: On one CPU device. They are not copied.
+    """
+
+    @functools.cache
+    def shared():
+        return [[jax.device_put(np.asarray(leaf), device) for leaf in leaves] for device in devices()]
+
+    def call(images):
+        place = next((array.sharding for array in (images, *leaves) if getattr(array, "committed", False)), None)
+        halves = zip(devices(), shared(), np.split(np.asarray(images), 2))
+        answers = [run(leaves, jax.device_put(half, device)) for device, leaves, half in halves]  # at once: it is async
+        return jax.tree.map(lambda *parts: jax.device_put(np.concatenate(parts), place), *answers)
+
+    return call
+
+
+def can_halve(array: jax.Array | np.ndarray) -> bool:
+    """Whether ``array`` is where :func:`in_halves` takes it from: on the host or the only CPU device, on no mesh."""
+    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+        return isinstance(array, np.ndarray)
+    return isinstance(array.sharding, SingleDeviceSharding) and array.sharding.device_set == {jax.devices()[0]}
+
+
+def is_halved(images: jax.Array | np.ndarray) -> bool:
+    """Whether ``images``, of any shape and type, are for :func:`in_halves`, and can be."""
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or backend.cores() != 2:
+        return False  # more cores were not measured
+    if not can_halve(images) or images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        return False
+    pixels = math.prod(images.shape[1:3])
+    if len(images) % 2 or pixels < LEAST_PIXELS or len(images) * pixels < LEAST_PIXELS_OF_A_BATCH:
+        return False
+    return not jax.config.jax_disable_jit and not backend.is_traced(images) and len(devices()) == 2
+
+
+@functools.cache
+def devices() -> tuple[jax.Device, ...]:
+    """One of each client; none where this jaxlib, or the system, does not make such."""
+    try:
+        return tuple(_client(core).local_devices()[0] for core in sorted(os.sched_getaffinity(0)))
+    except (AttributeError, ImportError, OSError, TypeError):
+        return ()
+
+
+def _client(core):
+    """A CPU client of one thread: XLA starts as many as there are cores that the thread which makes it may use."""
+    from jaxlib import xla_client  # as JAX itself does, without a promise to others
+
+    allowed = os.sched_getaffinity(0)
+
+    def make():
+        os.sched_setaffinity(0, {core})  # of this thread alone, and of those that it starts
+        before = set(os.listdir("/proc/self/task"))
+        client = xla_client.make_cpu_client()
+        for thread in set(os.listdir("/proc/self/task")) - before:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), allowed)  # Linux knows best which core is free
+        return client
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(make).result()

@@ -1,0 +1,137 @@
+"""A batch in two halves against the whole of it, in float64, and what is left whole."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import res2net_jax
+from res2net_jax import backend, per_core
+
+pytestmark = pytest.mark.skipif(backend.cores() != 2, reason="for two cores alone")
+SMALL = {"layers": (1, 1), "channels": (16, 32), "zero_init_last": False}
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    monkeypatch.setattr(per_core, "LEAST_PIXELS", 32 * 32)
+    monkeypatch.setattr(per_core, "LEAST_PIXELS_OF_A_BATCH", 2 * 32 * 32)
+
+
+@pytest.fixture
+def halved(monkeypatch):
+    """The batches that were taken in halves."""
+    seen, in_halves = [], per_core.in_halves
+
+    def spy(run, leaves):
+        call = in_halves(run, leaves)
+        return lambda images: seen.append(images.shape) or call(images)
+
+    monkeypatch.setattr(per_core, "in_halves", spy)
+    return seen
+
+
+def model_of(**options):
+    return res2net_jax.create("res2net50_26w_4s", **(SMALL | options)).eval()
+
+
+def images(*shape, dtype="float32"):
+    return np.random.default_rng(0).standard_normal(shape or (4, 32, 32, 3)).astype(dtype)
+
+
+plain = jax.jit(lambda model, x: model(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"features_only": True}, {"stem_type": "deep", "attn_layer": "se"}], ids=str)
+@pytest.mark.parametrize("batch", [2, 6])
+def test_both_halves_are_those_of_the_whole(batch, options, x64, halved):
+    model, x = model_of(param_dtype="float64", **options), images(batch, 32, 48, 3, dtype="float64")
+    answers = jax.tree.leaves(res2net_jax.compile(model)(x))
+    assert halved == [x.shape]
+    for ours, expected in zip(answers, jax.tree.leaves(plain(model, x)), strict=True):
+        assert ours.shape == expected.shape and ours.dtype == expected.dtype
+        assert np.abs(ours - expected).max() < 1e-13 * np.abs(expected).max()
+
+
+def test_what_is_too_little_or_cannot_be_cut_stays_whole(halved):
+    run = res2net_jax.compile(model_of())
+    for shape in (3, 32, 32, 3), (1, 64, 64, 3), (0, 32, 32, 3), (8, 16, 32, 3):
+        assert run(images(*shape)).shape == (shape[0], 1000)
+    assert not halved
+
+
+def test_what_is_refused_is_refused_whole(halved):
+    run = res2net_jax.compile(model_of())
+    with pytest.raises(ValueError, match=r"got \[4, 32, 32, 4\]"):
+        run(images(4, 32, 32, 4))
+    with pytest.raises(TypeError, match="got uint8"):
+        run(np.zeros((4, 32, 32, 3), np.uint8))
+    assert not halved
+
+
+def test_part_of_another_program_is_whole(halved):
+    run, x = res2net_jax.compile(model_of()), jnp.asarray(images())
+    expected = np.asarray(run(x))
+    assert len(halved) == 1
+    np.testing.assert_allclose(jax.jit(run)(x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda y: run(x) + y)(1.0), expected + 1, rtol=1e-4, atol=1e-5)
+    assert jax.grad(lambda x: run(x).sum())(x).shape == x.shape
+    assert len(halved) == 1
+
+
+def test_a_batch_on_a_mesh_is_whole(halved):
+    place = jax.NamedSharding(jax.make_mesh((1,), ("batch",)), jax.P("batch"))
+    x = jax.device_put(images(), place)
+    assert res2net_jax.compile(model_of())(x).sharding.mesh == place.mesh
+    assert not halved
+
+
+def test_answers_are_where_the_images_are(halved):
+    run, x = res2net_jax.compile(model_of(dtype=jnp.bfloat16)), images()
+    device = jax.devices()[0]
+    for given in x, jnp.asarray(x), jax.device_put(x, device):
+        with jax.transfer_guard("disallow"):
+            answers = run(given)
+        assert answers.dtype == jnp.bfloat16 and answers.devices() == {device}
+        assert answers.committed == getattr(given, "committed", False)
+    assert len(halved) == 3
+
+
+def test_on_more_cores_or_devices_all_is_whole(halved, monkeypatch):
+    run = res2net_jax.compile(model_of())
+    for change in (backend, "cores", lambda: 4), (backend, "cores", lambda: 1), (jax, "device_count", lambda: 8):
+        with monkeypatch.context() as patch:
+            patch.setattr(*change)
+            run(images())
+    with jax.disable_jit():
+        assert not per_core.is_halved(images())
+    assert not halved and per_core.is_halved(images())
+
+
+def test_a_jaxlib_that_makes_no_such_clients(halved, monkeypatch):
+    from jaxlib import xla_client
+
+    monkeypatch.delattr(xla_client, "make_cpu_client")
+    per_core.devices.cache_clear()
+    try:
+        assert res2net_jax.compile(model_of())(images()).shape == (4, 1000)
+        assert per_core.devices() == () and not halved
+    finally:
+        per_core.devices.cache_clear()
+
+
+def test_two_clients_whose_threads_may_use_both_cores():
+    allowed = os.sched_getaffinity(0)
+    devices = per_core.devices()
+    assert len(devices) == 2 and len({device.client for device in devices} | {jax.devices()[0].client}) == 3
+    assert all(os.sched_getaffinity(int(thread)) == allowed for thread in os.listdir("/proc/self/task"))
+
+
+def test_weights_are_shared():
+    leaves = [jnp.asarray(np.arange(64, dtype="float32"))]
+    seen = []
+    call = per_core.in_halves(lambda leaves, x: seen.append(leaves[0].unsafe_buffer_pointer()) or x, leaves)
+    np.testing.assert_array_equal(call(images()), images())
+    assert seen == 2 * [leaves[0].unsafe_buffer_pointer()]
