@@ -78,7 +78,7 @@ def jit(function: Callable, **options) -> Callable:
     def call(*arguments, **named):
         return (within if is_traced(arguments, named) else alone)(*arguments, **named)
 
-    call.lower = alone.lower
+    call.lower, call.alone = alone.lower, alone
     return call
 
 

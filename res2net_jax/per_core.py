@@ -29,19 +29,23 @@ def in_halves(run: Callable, leaves: list[jax.Array]) -> Callable:
     """``images -> run(leaves, images)``, a half of the batch on each of :func:`devices`; waits for both.
 
     Args:
-        run: Jitted. Each output has the batch as its first axis, and treats each image by itself.
+        run: Of :func:`res2net_jax.backend.jit`. Each output has the batch as its first axis, and treats each image by itself.
         leaves: On one CPU device. They are not copied.
     """
+
+    @functools.cache
+    def place():
+        return next((leaf.sharding for leaf in leaves if getattr(leaf, "committed", False)), None)
 
     @functools.cache
     def shared():
         return [[jax.device_put(np.asarray(leaf), device) for leaf in leaves] for device in devices()]
 
     def call(images):
-        place = next((array.sharding for array in (images, *leaves) if getattr(array, "committed", False)), None)
+        where = images.sharding if getattr(images, "committed", False) else place()
         halves = zip(devices(), shared(), np.split(np.asarray(images), 2))
-        answers = [run(leaves, jax.device_put(half, device)) for device, leaves, half in halves]  # at once: it is async
-        return jax.tree.map(lambda *parts: jax.device_put(np.concatenate(parts), place), *answers)
+        answers = [run.alone(leaves, jax.device_put(half, device)) for device, leaves, half in halves]  # both at once
+        return jax.tree.map(lambda *parts: jax.device_put(np.concatenate(parts), where), *answers)
 
     return call
 
@@ -81,13 +85,14 @@ def _client(core):
     allowed = os.sched_getaffinity(0)
 
     def make():
-        os.sched_setaffinity(0, {core})  # of this thread alone, and of those that it starts
         before = set(os.listdir("/proc/self/task"))
-        client = xla_client.make_cpu_client()
-        for thread in set(os.listdir("/proc/self/task")) - before:
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread), allowed)  # Linux knows best which core is free
-        return client
+        os.sched_setaffinity(0, {core})  # of this thread alone, and of those that it starts
+        try:
+            return xla_client.make_cpu_client()
+        finally:  # Linux knows best which core is free
+            for thread in {"0", *os.listdir("/proc/self/task")} - before:  # 0 is this one
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread), allowed)
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(make).result()
