@@ -226,7 +226,7 @@ def _is_worth_winograd(x):
     if not isinstance(batch, int):  # symbolic, in jax.export
         return False
     count = batch * math.prod(tiles(x))
-    return features > 32 and count >= 100 and count * features**2 >= 1.5e6
+    return features > 32 and count >= 64 and count * features**2 >= 1.5e6
 
 
 def _multiply(x, matrix):

@@ -58,7 +58,8 @@ def compile(
 
     Compiled once for every shape of images. On a CPU its 3x3 convolutions are computed in other ways than the plain one
     and its large 1x1 ones in pieces (``res2net_jax.convolution``), equal but for rounding, and its stages take a few
-    images at a time (``res2net_jax.microbatch``). On a GPU, in 16-bit numbers, its splits are padded with zeros to what
+    images at a time (``res2net_jax.microbatch``); of two cores each takes half of a batch, and the call then waits for
+    the answer (``res2net_jax.per_core``). On a GPU, in 16-bit numbers, its splits are padded with zeros to what
     the tensor cores take (``res2net_jax.alignment``). The weights stay where they are: for several devices load the
     model with a ``sharding`` and pass images that are sharded over the batch.
 

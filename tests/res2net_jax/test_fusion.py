@@ -160,7 +160,7 @@ LARGE_1X1 = {"layers": (1, 1), "channels": (128, 256), "base_width": 64, "scale"
 
 def test_large_1x1_kernels_of_a_compiled_model_are_cut(x64, monkeypatch):
     """Those of the second stage: 512 x 512, 512 x 1024, and the shortcut's, which is strided."""
-    model, x = random_model("float64", **LARGE_1X1), images("float64")
+    model, x = random_model("float64", **LARGE_1X1), images("float64")[:, :40]  # too small for Winograd's
     for cores, products in (1, 7), (2, 7 - 3 + 4 + 7 + 7):
         monkeypatch.setattr(backend, "cores", lambda cores=cores: cores)
         run = res2net_jax.compile(model)
@@ -182,7 +182,7 @@ def test_large_1x1_kernels_of_a_compiled_model_are_cut(x64, monkeypatch):
 def test_kernels_that_a_call_would_cast_are_not_cut(options, x64, monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: 2)
     run = res2net_jax.compile(random_model("float32", **LARGE_1X1, **options))
-    assert str(jax.make_jaxpr(run)(images())).count("dot_general") == 7
+    assert str(jax.make_jaxpr(run)(images()[:, :40])).count("dot_general") == 7
 
 
 @pytest.mark.parametrize("make", [lambda model: model, res2net_jax.fuse, res2net_jax.compile])

@@ -18,6 +18,7 @@ SMALL = {"layers": (1, 1), "channels": (16, 32), "zero_init_last": False}
 def small_pictures(monkeypatch):
     monkeypatch.setattr(per_core, "LEAST_PIXELS", 32 * 32)
     monkeypatch.setattr(per_core, "LEAST_PIXELS_OF_A_BATCH", 2 * 32 * 32)
+    monkeypatch.setattr(per_core, "LEAST_PIXELS_OF_A_PART", 4 * 32 * 32)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ plain = jax.jit(lambda model, x: model(x))
 
 
 @pytest.mark.parametrize("options", [{}, {"features_only": True}, {"stem_type": "deep", "attn_layer": "se"}], ids=str)
-@pytest.mark.parametrize("batch", [2, 6])
+@pytest.mark.parametrize("batch", [2, 6, 24])  # the last in parts of 3
 def test_both_halves_are_those_of_the_whole(batch, options, x64, halved):
     model, x = model_of(param_dtype="float64", **options), images(batch, 32, 48, 3, dtype="float64")
     answers = jax.tree.leaves(res2net_jax.compile(model)(x))
@@ -53,6 +54,19 @@ def test_both_halves_are_those_of_the_whole(batch, options, x64, halved):
     for ours, expected in zip(answers, jax.tree.leaves(plain(model, x)), strict=True):
         assert ours.shape == expected.shape and ours.dtype == expected.dtype
         assert np.abs(ours - expected).max() < 1e-13 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("batch", "side", "sizes"),
+    [(8, 32, [4, 4]), (16, 32, 4 * [4]), (20, 32, 4 * [5]), (24, 32, 6 * [4]), (12, 32, [6, 6]), (6, 64, 6 * [1])],
+)
+def test_one_program_for_several_batches(batch, side, sizes, monkeypatch):
+    run, seen = backend.jit(lambda leaves, x: 2 * x[:, 0, 0]), []
+    alone = run.alone
+    monkeypatch.setattr(run, "alone", lambda leaves, x: seen.append((len(x), *x.devices())) or alone(leaves, x))
+    x = images(batch, side, side, 3)
+    np.testing.assert_array_equal(per_core.in_halves(run, [])(x), 2 * x[:, 0, 0])
+    assert seen == list(zip(sizes, len(sizes) // 2 * per_core.devices()))
 
 
 def test_what_is_too_little_or_cannot_be_cut_stays_whole(halved):
