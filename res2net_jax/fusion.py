@@ -58,10 +58,10 @@ def compile(
 
     Compiled once for every shape of images. On a CPU its 3x3 convolutions are computed in other ways than the plain one
     and its large 1x1 ones in pieces (``res2net_jax.convolution``), equal but for rounding, and its stages take a few
-    images at a time (``res2net_jax.microbatch``); of two cores each takes half of a batch, and the call then waits for
-    the answer (``res2net_jax.per_core``). On a GPU, in 16-bit numbers, its splits are padded with zeros to what
-    the tensor cores take (``res2net_jax.alignment``). The weights stay where they are: for several devices load the
-    model with a ``sharding`` and pass images that are sharded over the batch.
+    images at a time (``res2net_jax.microbatch``). Of two cores each takes half of an even batch of large pictures, and
+    such a call returns when the answer is there (``res2net_jax.per_core``). On a GPU, in 16-bit numbers, its splits are
+    padded with zeros to what the tensor cores take (``res2net_jax.alignment``). The weights stay where they are: for
+    several devices load the model with a ``sharding`` and pass images that are sharded over the batch.
 
     Args:
         model: In eval mode; also one of ``features_only=True``. Later changes of its weights have no effect.
@@ -81,14 +81,13 @@ def compile(
 def compile_function(function: Callable, model: Res2Net) -> Callable:
     """As :func:`compile`, for what ``function(model, images)`` gives."""
     graphdef, structure, leaves = _prepare(model)
-    run = _program(function, graphdef, structure, microbatch.in_turns)
-    in_halves = per_core.in_halves(_program(function, graphdef, structure, microbatch.on_one_core), leaves)
-    can_halve, channels = all(map(per_core.can_halve, leaves)), model.in_chans
+    run, channels = _program(function, graphdef, structure, microbatch.in_turns), model.in_chans
+    halves = per_core.Halves(_program(function, graphdef, structure, microbatch.on_one_core), leaves)
 
     def call(images):
         require_array(images)
-        if can_halve and per_core.is_halved(images) and images.shape[-1] == channels:
-            return in_halves(images)
+        if halves.take(images) and images.shape[-1] == channels:
+            return halves(images)
         return run(leaves, images)
 
     return call
@@ -190,6 +189,8 @@ def _program(function, graphdef, structure, over_batch):
         model.call_block = lambda block, x, key: call_block(*nnx.split(block), x, key)
         return function(model, images)
 
+    # The cache of compiled programs tells them apart by their names too, but not by how many threads they are for.
+    run.__name__ = "run" if over_batch is microbatch.in_turns else "run_on_one_core"
     return backend.jit(run)
 
 

@@ -1,17 +1,33 @@
 """A batch in two halves against the whole of it, in float64, and what is left whole."""
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxlib import xla_client
 
 import res2net_jax
 from res2net_jax import backend, per_core
 
-pytestmark = pytest.mark.skipif(backend.cores() != 2, reason="for two cores alone")
+pytestmark = pytest.mark.skipif(backend.cores() < 2, reason="for two cores")
 SMALL = {"layers": (1, 1), "channels": (16, 32), "zero_init_last": False}
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    """Also where there are more; with clients of the test's own."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:2])
+    monkeypatch.setattr(per_core, "_devices", None)
+    for name in "NPROC", "PJRT_NPROC":
+        monkeypatch.delenv(name, raising=False)
+    yield
+    os.sched_setaffinity(0, allowed)
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +40,10 @@ def small_pictures(monkeypatch):
 @pytest.fixture
 def halved(monkeypatch):
     """The batches that were taken in halves."""
-    seen, in_halves = [], per_core.in_halves
-
-    def spy(run, leaves):
-        call = in_halves(run, leaves)
-        return lambda images: seen.append(images.shape) or call(images)
-
-    monkeypatch.setattr(per_core, "in_halves", spy)
+    seen, call = [], per_core.Halves.__call__
+    monkeypatch.setattr(
+        per_core.Halves, "__call__", lambda halves, images: seen.append(images.shape) or call(halves, images)
+    )
     return seen
 
 
@@ -65,7 +78,7 @@ def test_one_program_for_several_batches(batch, side, sizes, monkeypatch):
     alone = run.alone
     monkeypatch.setattr(run, "alone", lambda leaves, x: seen.append((len(x), *x.devices())) or alone(leaves, x))
     x = images(batch, side, side, 3)
-    np.testing.assert_array_equal(per_core.in_halves(run, [])(x), 2 * x[:, 0, 0])
+    np.testing.assert_array_equal(per_core.Halves(run, [])(x), 2 * x[:, 0, 0])
     assert seen == list(zip(sizes, len(sizes) // 2 * per_core.devices()))
 
 
@@ -120,27 +133,65 @@ def test_on_more_cores_or_devices_all_is_whole(halved, monkeypatch):
             patch.setattr(*change)
             run(images())
     with jax.disable_jit():
-        assert not per_core.is_halved(images())
-    assert not halved and per_core.is_halved(images())
+        assert not per_core.Halves(run, []).take(images())
+    assert not halved
+    run(images())
+    assert len(halved) == 1
 
 
-def test_a_jaxlib_that_makes_no_such_clients(halved, monkeypatch):
-    from jaxlib import xla_client
+def test_under_a_mesh_all_is_whole(halved):
+    run, x = res2net_jax.compile(model_of()), images()
+    with jax.set_mesh(jax.make_mesh((1,), ("batch",))):
+        assert run(x).shape == (4, 1000)
+    assert not halved
 
-    monkeypatch.delattr(xla_client, "make_cpu_client")
-    per_core.devices.cache_clear()
-    try:
-        assert res2net_jax.compile(model_of())(images()).shape == (4, 1000)
-        assert per_core.devices() == () and not halved
-    finally:
-        per_core.devices.cache_clear()
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
+def test_float64_stays_float64_where_it_is_switched_off(x64, halved):
+    run, x = res2net_jax.compile(model_of(param_dtype="float64")), jnp.asarray(images(dtype="float64"))
+    with jax.enable_x64(False):
+        run(x)
+    assert not halved
+    assert run(x).dtype == jnp.float64 and len(halved) == 1
+
+
+@pytest.mark.parametrize("name", ["NPROC", "PJRT_NPROC"])
+def test_who_sets_the_number_of_threads_gets_it(name, halved, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    res2net_jax.compile(model_of())(images())
+    assert not halved
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError])
+def test_a_jaxlib_that_makes_no_such_clients(error, halved, monkeypatch):
+    def make_cpu_client(**options):
+        raise error
+
+    monkeypatch.setattr(xla_client, "make_cpu_client", make_cpu_client)
+    assert res2net_jax.compile(model_of())(images()).shape == (4, 1000)
+    assert per_core.devices() == () and not halved
+
+
+def test_threads_that_call_at_once_get_the_same_clients(halved, monkeypatch):
+    make = xla_client.make_cpu_client
+    monkeypatch.setattr(xla_client, "make_cpu_client", lambda **options: time.sleep(0.1) or make(**options))
+    run, x, barrier = res2net_jax.compile(model_of()), images(), threading.Barrier(3)
+
+    def call(_):
+        barrier.wait()
+        return run(x)
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(call, range(3)))
+    assert all(np.array_equal(answer, run(x)) for answer in answers)
+    assert len(halved) == 6
 
 
 def test_two_clients_whose_threads_may_use_both_cores():
     allowed = os.sched_getaffinity(0)
     devices = per_core.devices()
     assert len(devices) == 2 and len({device.client for device in devices} | {jax.devices()[0].client}) == 3
-    assert all(os.sched_getaffinity(int(thread)) == allowed for thread in os.listdir("/proc/self/task"))
+    assert all(os.sched_getaffinity(int(thread)) >= allowed for thread in os.listdir("/proc/self/task"))
 
 
 def test_weights_are_shared(monkeypatch):
@@ -148,6 +199,6 @@ def test_weights_are_shared(monkeypatch):
     seen = []
     run = backend.jit(lambda leaves, x: x)
     monkeypatch.setattr(run, "alone", lambda leaves, x: seen.append(leaves[0].unsafe_buffer_pointer()) or x)
-    call = per_core.in_halves(run, leaves)
+    call = per_core.Halves(run, leaves)
     np.testing.assert_array_equal(call(images()), images())
     assert seen == 2 * [leaves[0].unsafe_buffer_pointer()]
