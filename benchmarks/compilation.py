@@ -1,7 +1,8 @@
 """Seconds that XLA takes to compile, and memory: of 50 and of 101 layers, at batch 8, each in a fresh process.
 
 "Peak RSS" is the most that the process held on the host, until the program has run once; ``load`` reads a checkpoint,
-and ``import`` is what any of them holds before. Linux only.
+and ``import`` is what any of them holds before. Inference is of one program for the batch; on two cores a compiled
+model takes two of half of it (``res2net_jax.per_core``). Linux only.
 """
 
 import json

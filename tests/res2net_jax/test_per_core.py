@@ -1,5 +1,6 @@
 """A batch in two halves against the whole of it, in float64, and what is left whole."""
 
+import contextlib
 import os
 import threading
 import time
@@ -191,7 +192,9 @@ def test_two_clients_whose_threads_may_use_both_cores():
     allowed = os.sched_getaffinity(0)
     devices = per_core.devices()
     assert len(devices) == 2 and len({device.client for device in devices} | {jax.devices()[0].client}) == 3
-    assert all(os.sched_getaffinity(int(thread)) >= allowed for thread in os.listdir("/proc/self/task"))
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it ended
+            assert os.sched_getaffinity(int(thread)) >= allowed
 
 
 def test_weights_are_shared(monkeypatch):
