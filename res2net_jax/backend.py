@@ -69,7 +69,8 @@ def _are_known(options):
 def jit(function: Callable, **options) -> Callable:
     """``jax.jit(function, **options)`` with :func:`compiler_options` for inference.
 
-    JAX takes those at top level alone: within ``jax.jit``, ``jax.grad`` and the like it is compiled without.
+    JAX takes those at top level alone: within ``jax.jit``, ``jax.grad`` and the like it is compiled without. What is
+    returned has an ``alone``, for arguments that are known to be at top level.
     """
     alone = jax.jit(function, compiler_options=compiler_options(inference=True), **options)
     within = jax.jit(function, **options)

@@ -8,7 +8,7 @@ import pytest
 import res2net_jax
 from res2net_jax import microbatch
 from res2net_jax.fusion import compile_function
-from res2net_jax.microbatch import in_turns, whole
+from res2net_jax.microbatch import in_turns, on_one_core, whole
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,10 @@ def sizes(over_batch, batch, values):
 def test_as_many_images_at_once_as_stay_in_the_caches(batch, values, size):
     assert sizes(in_turns, batch, values) == [size]
     assert sizes(whole, batch, values) == [batch]
+
+
+def test_half_as_many_for_one_core():
+    assert sizes(on_one_core, 8, 24) == [2]
 
 
 def test_only_on_a_cpu_alone(monkeypatch):

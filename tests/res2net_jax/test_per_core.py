@@ -83,11 +83,14 @@ def test_one_program_for_several_batches(batch, side, sizes, monkeypatch):
     assert seen == list(zip(sizes, len(sizes) // 2 * per_core.devices()))
 
 
-def test_what_is_too_little_or_cannot_be_cut_stays_whole(halved):
+def test_what_is_too_little_or_cannot_be_cut_stays_whole(halved, monkeypatch):
     run = res2net_jax.compile(model_of())
-    for shape in (3, 32, 32, 3), (1, 64, 64, 3), (0, 32, 32, 3), (8, 16, 32, 3):
+    monkeypatch.setattr(per_core, "LEAST_PIXELS_OF_A_BATCH", 4 * 32 * 32)
+    for shape in (3, 64, 64, 3), (1, 64, 64, 3), (0, 32, 32, 3), (8, 16, 32, 3), (2, 32, 32, 3):
         assert run(images(*shape)).shape == (shape[0], 1000)
     assert not halved
+    run(images(4, 32, 32, 3))
+    assert len(halved) == 1
 
 
 def test_what_is_refused_is_refused_whole(halved):
@@ -198,10 +201,12 @@ def test_two_clients_whose_threads_may_use_both_cores():
 
 
 def test_weights_are_shared(monkeypatch):
-    leaves = [jnp.asarray(np.arange(64, dtype="float32"))]
+    leaves = [jax.device_put(np.arange(64, dtype="float32"), jax.devices()[0])]
     seen = []
     run = backend.jit(lambda leaves, x: x)
     monkeypatch.setattr(run, "alone", lambda leaves, x: seen.append(leaves[0].unsafe_buffer_pointer()) or x)
     call = per_core.Halves(run, leaves)
-    np.testing.assert_array_equal(call(images()), images())
+    answers = call(images())
+    np.testing.assert_array_equal(answers, images())
+    assert answers.committed  # as the weights are
     assert seen == 2 * [leaves[0].unsafe_buffer_pointer()]
