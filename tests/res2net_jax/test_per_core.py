@@ -177,8 +177,14 @@ def test_a_jaxlib_that_makes_no_such_clients(error, halved, monkeypatch):
 
 
 def test_threads_that_call_at_once_get_the_same_clients(halved, monkeypatch):
-    make = xla_client.make_cpu_client
-    monkeypatch.setattr(xla_client, "make_cpu_client", lambda **options: time.sleep(0.1) or make(**options))
+    make, made = xla_client.make_cpu_client, []
+
+    def make_cpu_client(**options):
+        made.append(options)
+        time.sleep(0.1)
+        return make(**options)
+
+    monkeypatch.setattr(xla_client, "make_cpu_client", make_cpu_client)
     run, x, barrier = res2net_jax.compile(model_of()), images(), threading.Barrier(3)
 
     def call(_):
@@ -188,7 +194,7 @@ def test_threads_that_call_at_once_get_the_same_clients(halved, monkeypatch):
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(call, range(3)))
     assert all(np.array_equal(answer, run(x)) for answer in answers)
-    assert len(halved) == 6
+    assert len(halved) == 6 and len(made) == 2
 
 
 def test_two_clients_whose_threads_may_use_both_cores():
