@@ -99,16 +99,22 @@ def in_columns(
 
 
 def in_pieces(
-    x: Float[Array, "b h w i"], kernels: list[Float[Array, "1 1 i _"]], *, stride: int
+    x: Float[Array, "b h w i"], kernels: list[Float[Array, "1 k i _"]], *, stride: int
 ) -> Float[Array, "b h2 w2 o"]:
-    """A 1x1 convolution whose kernel is cut into pieces of a few output channels each.
+    """A 1x1 or 3x3 convolution whose kernel is cut into pieces: its rows, and of each some output channels.
 
     XLA:CPU's products copy a matrix that several threads use into blocks first; not one that a single block spans.
+    A 3x3 one is at stride 1.
     """
-    x = x[:, ::stride, ::stride]
-    rows = x.reshape(-1, x.shape[-1])
-    out = lax.concatenate([lax.dot(rows, kernel[0, 0]) for kernel in kernels], 1)
-    return out.reshape(*x.shape[:-1], out.shape[-1])
+    if kernels[0].shape[1] == 1:
+        return _multiply(x[:, ::stride, ::stride], *(kernel[0, 0] for kernel in kernels))
+    count = len(kernels) // 3
+    rows = [kernels[i * count : (i + 1) * count] for i in range(3)]
+    if _is_worth_winograd(x):
+        parts = [[_once_there_is(x, kernel)[0] for kernel in part] for part in zip(*rows)]
+        return lax.concatenate([winograd(x, part) for part in parts], 3)
+    neighbours = _neighbours(x)
+    return _sum_of_rows(*(_multiply(neighbours, *(k.reshape(-1, k.shape[-1]) for k in row)) for row in rows))
 
 
 def for_inference(
@@ -119,8 +125,17 @@ def for_inference(
         if _is_worth_winograd(x):
             return winograd(x, _once_there_is(x, kernel))
         if kernel.shape[2] <= 64:
-            return by_rows(x, kernel)
+            return by_rows(x, kernel.transpose(1, 2, 0, 3))
     return direct(x, kernel, stride=stride, dilation=dilation, groups=groups)
+
+
+def columns_first(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "3 i 3 o"], *, stride: int, dilation: int, groups: int
+) -> Float[Array, "b h w o"]:
+    """:func:`for_inference` on a CPU, of a plain narrow kernel in WIHO: as :func:`by_rows` multiplies by it."""
+    if _is_worth_winograd(x):
+        return winograd(x, _once_there_is(x, kernel.transpose(2, 0, 1, 3)))
+    return by_rows(x, kernel)
 
 
 def for_training(
@@ -140,8 +155,8 @@ def for_training(
     return direct(x, kernel, stride=stride, dilation=dilation, groups=groups)
 
 
-def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
-    """A 3x3 convolution as one matrix product that is three times as wide, then a sum.
+def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 i 3 o"]) -> Float[Array, "b h w o"]:
+    """A 3x3 convolution, of a kernel in WIHO, as one matrix product that is three times as wide, then a sum.
 
     Three neighbours of a row side by side, times the kernel's three rows side by side, are what each row of
     images adds to the rows above, at and below it. Of 14 channels the product is of 42 x 42 weights, which
@@ -152,13 +167,24 @@ def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Floa
     # compute that, the sum of a split and the output before it, once more. Together with the sum by cases, a cascade of
     # 7 splits [2, 56, 56, 14] in 1.40 ms for 1.73; of smaller maps it gains nothing ([8, 14, 14, 56]: 3.3 for 3.2).
     large = min(x.shape[1:3]) > 32
-    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1 + large), (0, 0)))
-    neighbours = jnp.concatenate([padded[:, :, i : i + width + large] for i in range(3)], axis=-1)
-    rows = kernel.reshape(3, -1, features).transpose(1, 0, 2).reshape(-1, 3 * features)
+    neighbours = _neighbours(x, width + large)
+    rows = kernel.reshape(-1, 3 * features)
     below, at, above = jnp.split(_multiply(neighbours, rows)[:, :, :width], 3, axis=-1)
     if large:
         first, last = at[:, :1] + above[:, 1:2], below[:, -2:-1] + at[:, -1:]
         return jnp.concatenate([first, below[:, :-2] + at[:, 1:-1] + above[:, 2:], last], axis=1)
+    return _sum_of_rows(below, at, above)
+
+
+def _neighbours(x, columns=None):
+    """Each pixel of ``x`` between those on its left and on its right, side by side in the channels."""
+    columns = columns or x.shape[2]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1 + columns - x.shape[2]), (0, 0)))
+    return jnp.concatenate([padded[:, :, i : i + columns] for i in range(3)], axis=-1)
+
+
+def _sum_of_rows(below, at, above):
+    """Of what a row adds to the one below it, to itself, and to the one above."""
     below = jnp.pad(below[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
     above = jnp.pad(above[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     return below + at + above
@@ -229,5 +255,8 @@ def _is_worth_winograd(x):
     return features > 32 and count >= 64 and count * features**2 >= 1.5e6
 
 
-def _multiply(x, matrix):
-    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+def _multiply(x, *matrices):
+    """``x`` times the matrices, side by side."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = lax.concatenate([rows @ matrix for matrix in matrices], 1)
+    return out.reshape(*x.shape[:-1], out.shape[-1])

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,53 +13,59 @@ from jaxtyping import Array
 
 from res2net_jax.layers import BatchNorm
 
-# Of a piece of a kernel, the last one 48 to 191: three times what XLA:CPU's products compute at once with AVX-512.
-COLUMNS = 144
+# Output channels of a piece of a 1x1 or 3x3 kernel, the last one of 48 or more: multiples of what XLA:CPU's products
+# compute at once with AVX-512.
+COLUMNS = {1: 144, 3: 192}
 _ALIGNMENT = 64  # bytes
 
 # Kernel and bias (or None) of a convolution; scale, bias, mean and variance of the norm.
 Layer = tuple[Array, Array | None, Array, Array, Array, Array]
+# Of a kernel: as it is, its columns first, or a list of pieces, each of some output channels and of a single row.
+Layout = Literal["HWIO", "WIHO", "pieces"]
 
 
-def fold(layers: Sequence[Layer], cut: Sequence[bool]) -> list[tuple[list[Array], Array]]:
-    """The pieces of the kernel, and the bias, of each convolution that does its BatchNorm's work as well.
+def fold(layers: Sequence[Layer], layouts: Sequence[Layout]) -> list[tuple[list[Array], Array]]:
+    """The kernel, or its pieces, and the bias of each convolution that does its BatchNorm's work as well.
 
     Args:
         layers: Arrays anywhere, in types of any width; results are in the kernels' types.
-        cut: Of each layer, whether its kernel is cut into pieces of ``COLUMNS`` output channels; else it is one.
+        layouts: Of each layer's folded kernel. Pieces are in order of their rows, then of their channels, of which
+            each has up to ``COLUMNS`` or a few more.
     """
-    layers, cut = tuple(layers), tuple(cut)
+    layers, layouts = tuple(layers), tuple(layouts)
     if not _are_on_a_cpu(layers):
-        return _by_xla(layers, cut)
+        return _by_xla(layers, layouts)
     with np.errstate(all="ignore"):  # as XLA, of weights that are not finite
-        return _by_numpy(layers, cut)
+        return _by_numpy(layers, layouts)
 
 
-@functools.partial(jax.jit, static_argnames="cut")
-def _by_xla(layers, cut):
+@functools.partial(jax.jit, static_argnames="layouts")
+def _by_xla(layers, layouts):
     folded = []
-    for layer, is_cut in zip(layers, cut):
+    for layer, layout in zip(layers, layouts):
         kernel, (scale, bias) = layer[0], _scale_and_bias(layer, jnp)
-        starts = [start for start, _ in _spans(kernel, is_cut)][1:]
-        folded.append((jnp.split((kernel * scale).astype(kernel.dtype), starts, axis=-1), bias))
+        kernel = (kernel * scale).astype(kernel.dtype)
+        pieces = [kernel[rows, ..., columns] for rows, columns in _pieces(kernel, layout)]
+        folded.append(([piece.transpose(_AXES[layout]) for piece in pieces], bias))
     return folded
 
 
-def _by_numpy(layers, cut):
+def _by_numpy(layers, layouts):
     """Without a program to trace, or to load from the cache (``compile`` of 14w_8s then takes 0.31 s for 0.62)."""
     committed = [leaf.sharding for leaf in jax.tree.leaves(layers) if leaf.committed]
     layers = jax.tree.map(np.asarray, layers)
-    spans = [_spans(layer[0], is_cut) for layer, is_cut in zip(layers, cut)]
+    pieces = [_pieces(layer[0], layout) for layer, layout in zip(layers, layouts)]
     # One piece of memory: its first touch costs more than the arithmetic.
-    left = np.empty(sum(layer[0].nbytes + _ALIGNMENT * len(pieces) for layer, pieces in zip(layers, spans)), np.uint8)
+    left = np.empty(sum(layer[0].nbytes + _ALIGNMENT * len(cuts) for layer, cuts in zip(layers, pieces)), np.uint8)
     folded = []
-    for layer, pieces in zip(layers, spans):
+    for layer, layout, cuts in zip(layers, layouts, pieces):
         kernel, (scale, bias) = layer[0], _scale_and_bias(layer, np)
         kernels = []
-        for start, stop in pieces:
-            part = kernel[..., start:stop]
-            piece, left = _take(left, part.shape, part.dtype)
-            kernels.append(np.multiply(part, scale[start:stop], out=piece, casting="unsafe"))
+        for rows, columns in cuts:
+            part, axes = kernel[rows, ..., columns], _AXES[layout]
+            piece, left = _take(left, [part.shape[axis] for axis in axes], part.dtype)
+            np.multiply(part, scale[columns], out=piece.transpose(np.argsort(axes)), casting="unsafe")
+            kernels.append(piece)
         folded.append((kernels, bias))
     return jax.device_put(folded, committed[0] if committed else None)
 
@@ -77,11 +84,20 @@ def _scale_and_bias(layer, xp):
     return scale, shift.astype(kernel.dtype)
 
 
-def _spans(kernel, is_cut):
-    """(start, stop) of the pieces; of a kernel that is cut none has fewer than 48 columns."""
-    columns = kernel.shape[-1]
-    starts = [0, *(range(COLUMNS, columns - 47, COLUMNS) if is_cut else ())]
-    return list(zip(starts, [*starts[1:], columns]))
+_AXES = {"HWIO": (0, 1, 2, 3), "WIHO": (1, 2, 0, 3), "pieces": (0, 1, 2, 3)}
+
+
+def _pieces(kernel, layout):
+    """The rows and the columns of each, as slices."""
+    if layout != "pieces":
+        return [(slice(None), slice(None))]
+    size, columns = kernel.shape[0], kernel.shape[-1]
+    starts = [0, *range(COLUMNS[size], columns - 47, COLUMNS[size])]
+    return [
+        (slice(row, row + 1), slice(start, stop))
+        for row in range(size)
+        for start, stop in zip(starts, [*starts[1:], columns])
+    ]
 
 
 def _are_on_a_cpu(layers):

@@ -30,18 +30,21 @@ def fuse(model: Res2Net) -> Res2Net:
     Raises:
         ValueError: ``model`` is in train mode.
     """
-    return _fused(model, is_cut=lambda conv: False)
+    return _fused(model, layout=lambda conv: "HWIO")
 
 
-def _fused(model, is_cut):
-    """:func:`fuse`, with the kernels of some convolutions in pieces."""
+def _fused(model, layout):
+    """:func:`fuse`, with each kernel in the ``layout`` of its convolution."""
     require_model(model)
     _require_eval(model)
     fused = nnx.merge(*nnx.split(model))
     pairs = _foldable(fused)
-    folded = fold([_weights(conv, bn) for conv, bn in pairs], [is_cut(conv) for conv, _ in pairs])
-    for (conv, bn), ((kernel, *more), bias) in zip(pairs, folded):
+    layouts = [layout(conv) for conv, _ in pairs]
+    folded = fold([_weights(conv, bn) for conv, bn in pairs], layouts)
+    for (conv, bn), layout, ((kernel, *more), bias) in zip(pairs, layouts, folded):
         conv.kernel = nnx.Param(kernel)
+        if layout == "WIHO":
+            conv.convolve = convolution.columns_first
         if more:
             conv.more_kernels = nnx.data(nnx.List([nnx.Param(kernel) for kernel in more]))
         conv.bias = nnx.data(nnx.Param(bias))
@@ -57,7 +60,7 @@ def compile(
     """The fast way to run a model: fused, compiled with its backend's options, called without looking at the module.
 
     Compiled once for every shape of images. On a CPU its 3x3 convolutions are computed in other ways than the plain one
-    and its large 1x1 ones in pieces (``res2net_jax.convolution``), equal but for rounding, and its stages take a few
+    and its large kernels in pieces (``res2net_jax.convolution``), equal but for rounding, and its stages take a few
     images at a time (``res2net_jax.microbatch``). Of two cores each takes half of an even batch of large pictures, and
     such a call returns when the answer is there (``res2net_jax.per_core``). On a GPU, in 16-bit numbers, its splits are
     padded with zeros to what the tensor cores take (``res2net_jax.alignment``). The weights stay where they are: for
@@ -83,12 +86,15 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
     graphdef, structure, leaves = _prepare(model)
     run, channels = _program(function, graphdef, structure, microbatch.in_turns), model.in_chans
     halves = per_core.Halves(_program(function, graphdef, structure, microbatch.on_one_core), leaves)
+    weights_are_traced = backend.is_traced(leaves)
 
     def call(images):
         require_array(images)
         if halves.take(images) and images.shape[-1] == channels:
             return halves(images)
-        return run(leaves, images)
+        # Not the weights anew: to look at hundreds of leaves takes 0.03 ms.
+        alone = not weights_are_traced and not backend.is_traced(images)
+        return (run.alone if alone else run)(leaves, images)
 
     return call
 
@@ -101,9 +107,11 @@ def program(function: Callable, model: Res2Net) -> tuple[Callable, list[Array]]:
 
 def _prepare(model):
     """``model`` for inference alone: how it is made of flat arrays, and those."""
-    fused = _fused(model, _is_cut)
+    fused = _fused(model, _layout)
     cast_weights(fused)
-    fused.set_attributes(convolve=convolution.for_inference)
+    for _, module in nnx.iter_modules(fused):
+        if isinstance(module, Conv) and module.convolve is None:
+            module.convolve = convolution.for_inference
     if jax.default_backend() == "gpu":
         _turn_kernels(fused)
     graphdef, state = nnx.split(fused)
@@ -154,17 +162,24 @@ def _turn_kernels(model):
         module.splits = (None, None)  # padded already
 
 
-def _is_cut(conv):
-    """Whether :func:`res2net_jax.convolution.in_pieces` is faster: of kernels of a MB or more (stages 3 and 4).
+def _layout(conv):
+    """How :mod:`res2net_jax.convolution` takes its kernel fastest on a CPU; as measured on two cores with AVX-512.
 
-    Those of res2net50_14w_8s at batch 1 take 18 % less time in the last stage (49 pixels) and 8 % in the one before; at
-    batch 8 models take as long as without. Measured on two cores with AVX-512 alone.
+    In pieces (``in_pieces``), if of a MB or more: 1x1 (stages 3 and 4) or 3x3 (stage 4). At batch 1 the products of
+    res2net50_14w_8s then take 18 % less time in the last stage (49 pixels) and 8 % in the one before, 3x3 convolutions
+    of 208 channels there 20 %. A narrow one with its columns first (``by_rows``), or every call would transpose it.
     """
     kernel = conv.kernel.get_value()
-    as_stored = conv.dtype is None or conv.dtype == kernel.dtype  # numpy's float64 equals None
-    plain = kernel.shape[0] == conv.groups == 1 and as_stored and kernel.dtype.itemsize >= 4
-    several_threads = jax.default_backend() == "cpu" and jax.device_count() == 1 and backend.cores() > 1
-    return several_threads and plain and kernel.size >= 2**18
+    size, features = kernel.shape[1:3]
+    dtype = jnp.dtype(kernel.dtype if conv.dtype is None else conv.dtype)
+    if jax.default_backend() != "cpu" or conv.groups > 1 or dtype.itemsize < 4:
+        return "HWIO"
+    is_plain_3x3 = size == 3 and conv.stride == conv.dilation == 1
+    is_large = kernel.size >= 2**18 if size == 1 else is_plain_3x3 and features >= 200
+    several_threads = jax.device_count() == 1 and backend.cores() > 1
+    if is_large and several_threads and dtype == kernel.dtype:
+        return "pieces"
+    return "WIHO" if is_plain_3x3 and features <= 64 else "HWIO"
 
 
 @functools.cache  # for the programs of one function are kept, not those of equal ones

@@ -48,7 +48,7 @@ class Conv(nnx.Module):
         self.deterministic = False  # as a module is told that it is not in training
         self.convolve = None  # set by res2net_jax.compile
         self.columns = None  # set by res2net_jax.compile where they are taken together
-        self.more_kernels = None  # for the output's further channels, where res2net_jax.compile has cut the kernel
+        self.more_kernels = None  # the further pieces, where res2net_jax.compile has cut the kernel
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)

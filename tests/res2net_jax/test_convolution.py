@@ -13,12 +13,16 @@ from flax import nnx
 import res2net_jax
 from res2net_jax import convolution
 from res2net_jax.backend import compiler_options
-from res2net_jax.convolution import by_rows, direct, for_inference, for_training, in_pieces
+from res2net_jax.convolution import columns_first, direct, for_inference, for_training, in_pieces
 from res2net_jax.winograd import winograd, winograd_in_training
 
 PLAIN = {"stride": 1, "dilation": 1, "groups": 1}
 BY_ROWS, FEW_TILES, WINOGRAD = (2, 9, 8, 5), (1, 7, 7, 72), (1, 23, 26, 120)
 CHOICES = pytest.mark.parametrize("choose", [for_inference, for_training])
+
+
+def by_rows(x, kernel):
+    return convolution.by_rows(x, kernel.transpose(1, 2, 0, 3))
 
 
 def close(ours, theirs):
@@ -56,6 +60,29 @@ def test_in_pieces_equals_torch(stride, x64):
         return in_pieces(x, jnp.split(kernel, [3, 4], axis=-1), stride=stride)
 
     check(cut, (2, 9, 8, 10), size=1, stride=stride)
+
+
+def products(convolve, shape):
+    arguments = jnp.zeros(shape), jnp.zeros((3, 3, shape[-1], 6))
+    return str(jax.make_jaxpr(convolve)(*arguments)).count("dot_general")
+
+
+@pytest.mark.parametrize("shape, count", [(FEW_TILES, 3 * 2), (WINOGRAD, 16 * 2), ((2, 1, 1, 5), 3 * 2)], ids=str)
+def test_pieces_of_3x3_equal_torch(shape, count, x64):
+    def cut(x, kernel):
+        return in_pieces(x, [part for row in jnp.split(kernel, 3) for part in jnp.split(row, [4], axis=-1)], stride=1)
+
+    check(cut, shape)
+    assert products(cut, shape) == count
+
+
+@pytest.mark.parametrize("shape, count", [(BY_ROWS, 1), ((1, 56, 56, 48), 16)], ids=str)
+def test_narrow_kernels_with_their_columns_first_equal_torch(shape, count, x64):
+    def turned(x, kernel):
+        return columns_first(x, kernel.transpose(1, 2, 0, 3), **PLAIN)
+
+    check(turned, shape)
+    assert products(turned, shape) == count
 
 
 def test_winograd_in_training_has_no_forward_mode():

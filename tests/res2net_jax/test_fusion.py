@@ -105,6 +105,18 @@ def test_a_compiled_model_within_a_program_that_its_images_are_no_part_of(x64):
         np.testing.assert_array_equal(run(images=x), expected)
 
 
+def test_a_compiled_model_of_weights_that_are_differentiated(x64):
+    graphdef, state = nnx.split(random_model("float64"))
+    x = images("float64")
+
+    def slope(run_of):
+        return jax.grad(lambda state: jnp.sum(jnp.sin(run_of(nnx.merge(graphdef, state))(x))))(state)
+
+    ours, expected = slope(res2net_jax.compile), slope(lambda model: functools.partial(plain, model))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert np.abs(a - b).max() <= 1e-11 * np.abs(b).max()
+
+
 def test_a_compiled_model_exported_for_any_batch(x64):
     model = random_model("float64", base_width=128, scale=2)
     (batch,) = jax.export.symbolic_shape("b")
@@ -176,6 +188,21 @@ def test_large_1x1_kernels_of_a_compiled_model_are_cut(x64, monkeypatch):
     exported = jax.export.export(jax.jit(run))(jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype))
     assert np.abs(exported.call(x) - expected).max() < 1e-13 * np.abs(expected).max()
     assert run(x[:0]).shape == (0, 1000)
+
+
+def test_large_3x3_kernels_of_a_compiled_model_are_cut(x64, monkeypatch):
+    """Of 256 channels, into three rows of two pieces each, beside ten products; a batch of two is Winograd's."""
+    model = random_model("float64", layers=(1,), channels=(256,), base_width=64, scale=2)
+    monkeypatch.setattr(backend, "cores", lambda: 2)
+    run = res2net_jax.compile(model)
+    for batch, products in (1, 3 * 2), (2, 16 * 2):
+        x = images("float64", batch)
+        assert str(jax.make_jaxpr(run)(x)).count("dot_general") == 10 + products
+        expected = plain(model, x)
+        assert np.abs(run(x) - expected).max() < 1e-13 * np.abs(expected).max()
+    (batch,) = jax.export.symbolic_shape("b")
+    exported = jax.export.export(jax.jit(run))(jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype))
+    assert np.abs(exported.call(x) - expected).max() < 1e-13 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("options", [{"dtype": "float64"}, {"dtype": jnp.bfloat16}], ids=str)
