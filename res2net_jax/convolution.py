@@ -101,7 +101,7 @@ def in_columns(
 def in_pieces(
     x: Float[Array, "b h w i"], kernels: list[Float[Array, "1 k i _"]], *, stride: int
 ) -> Float[Array, "b h2 w2 o"]:
-    """A 1x1 or 3x3 convolution whose kernel is cut into pieces: its rows, and of each some output channels.
+    """A 1x1 or 3x3 convolution whose kernel is cut into pieces: its rows, and of each some output channels, in order.
 
     XLA:CPU's products copy a matrix that several threads use into blocks first; not one that a single block spans.
     A 3x3 one is at stride 1.
@@ -124,7 +124,7 @@ def for_inference(
     if jax.default_backend() == "cpu" and _is_plain_3x3(x, kernel, stride, dilation, groups):
         if _is_worth_winograd(x):
             return winograd(x, _once_there_is(x, kernel))
-        if kernel.shape[2] <= 64:
+        if kernel.shape[2] <= 64:  # that the compiled model could not turn beforehand
             return by_rows(x, kernel.transpose(1, 2, 0, 3))
     return direct(x, kernel, stride=stride, dilation=dilation, groups=groups)
 
@@ -167,7 +167,7 @@ def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 i 3 o"]) -> Floa
     # compute that, the sum of a split and the output before it, once more. Together with the sum by cases, a cascade of
     # 7 splits [2, 56, 56, 14] in 1.40 ms for 1.73; of smaller maps it gains nothing ([8, 14, 14, 56]: 3.3 for 3.2).
     large = min(x.shape[1:3]) > 32
-    neighbours = _neighbours(x, width + large)
+    neighbours = _neighbours(x, more=large)
     rows = kernel.reshape(-1, 3 * features)
     below, at, above = jnp.split(_multiply(neighbours, rows)[:, :, :width], 3, axis=-1)
     if large:
@@ -176,10 +176,10 @@ def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 i 3 o"]) -> Floa
     return _sum_of_rows(below, at, above)
 
 
-def _neighbours(x, columns=None):
-    """Each pixel of ``x`` between those on its left and on its right, side by side in the channels."""
-    columns = columns or x.shape[2]
-    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1 + columns - x.shape[2]), (0, 0)))
+def _neighbours(x, more=0):
+    """Each pixel of ``x`` between its left and its right one, side by side in the channels; of ``more`` columns."""
+    columns = x.shape[2] + more
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1 + more), (0, 0)))
     return jnp.concatenate([padded[:, :, i : i + columns] for i in range(3)], axis=-1)
 
 

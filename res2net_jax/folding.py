@@ -13,9 +13,8 @@ from jaxtyping import Array
 
 from res2net_jax.layers import BatchNorm
 
-# Output channels of a piece of a 1x1 or 3x3 kernel, the last one of 48 or more: multiples of what XLA:CPU's products
-# compute at once with AVX-512.
-COLUMNS = {1: 144, 3: 192}
+_AT_ONCE = 48  # output channels, in XLA:CPU's products with AVX-512
+COLUMNS = {1: 3 * _AT_ONCE, 3: 4 * _AT_ONCE}  # of a piece of a 1x1 or 3x3 kernel; the last has from _AT_ONCE on
 _ALIGNMENT = 64  # bytes
 
 # Kernel and bias (or None) of a convolution; scale, bias, mean and variance of the norm.
@@ -46,7 +45,7 @@ def _by_xla(layers, layouts):
         kernel, (scale, bias) = layer[0], _scale_and_bias(layer, jnp)
         kernel = (kernel * scale).astype(kernel.dtype)
         pieces = [kernel[rows, ..., columns] for rows, columns in _pieces(kernel, layout)]
-        folded.append(([piece.transpose(_AXES[layout]) for piece in pieces], bias))
+        folded.append(([piece.transpose(_axes(layout)) for piece in pieces], bias))
     return folded
 
 
@@ -62,7 +61,7 @@ def _by_numpy(layers, layouts):
         kernel, (scale, bias) = layer[0], _scale_and_bias(layer, np)
         kernels = []
         for rows, columns in cuts:
-            part, axes = kernel[rows, ..., columns], _AXES[layout]
+            part, axes = kernel[rows, ..., columns], _axes(layout)
             piece, left = _take(left, [part.shape[axis] for axis in axes], part.dtype)
             np.multiply(part, scale[columns], out=piece.transpose(np.argsort(axes)), casting="unsafe")
             kernels.append(piece)
@@ -84,7 +83,8 @@ def _scale_and_bias(layer, xp):
     return scale, shift.astype(kernel.dtype)
 
 
-_AXES = {"HWIO": (0, 1, 2, 3), "WIHO": (1, 2, 0, 3), "pieces": (0, 1, 2, 3)}
+def _axes(layout):
+    return (1, 2, 0, 3) if layout == "WIHO" else (0, 1, 2, 3)
 
 
 def _pieces(kernel, layout):
@@ -92,7 +92,7 @@ def _pieces(kernel, layout):
     if layout != "pieces":
         return [(slice(None), slice(None))]
     size, columns = kernel.shape[0], kernel.shape[-1]
-    starts = [0, *range(COLUMNS[size], columns - 47, COLUMNS[size])]
+    starts = [0, *range(COLUMNS[size], columns - _AT_ONCE + 1, COLUMNS[size])]
     return [
         (slice(row, row + 1), slice(start, stop))
         for row in range(size)

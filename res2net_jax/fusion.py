@@ -110,7 +110,7 @@ def _prepare(model):
     fused = _fused(model, _layout)
     cast_weights(fused)
     for _, module in nnx.iter_modules(fused):
-        if isinstance(module, Conv) and module.convolve is None:
+        if isinstance(module, Conv) and module.convolve is not convolution.columns_first:
             module.convolve = convolution.for_inference
     if jax.default_backend() == "gpu":
         _turn_kernels(fused)
@@ -149,8 +149,8 @@ def cast_weights(model: Res2Net) -> None:
 def _turn_kernels(model):
     """Puts kernels into the order and the width that cuDNN is fastest with."""
     for _, module in nnx.iter_modules(model):
-        if not isinstance(module, Conv) or module.kernel.shape[0] == 1 or module.kernel.shape[2] <= 4:
-            continue  # a matrix, or the stem's
+        if type(module) is not Conv or module.kernel.shape[0] == 1 or module.kernel.shape[2] <= 4:
+            continue  # a matrix, the stem's, or of a class that has ways of its own
         kernel = module.kernel.get_value()
         plain = len(kernel) == 3 and module.stride == module.dilation == module.groups == 1
         if plain and kernel.shape[2] <= 16 and module.bias is not None and alignment.multiple(kernel.dtype) > 1:
@@ -165,14 +165,15 @@ def _turn_kernels(model):
 def _layout(conv):
     """How :mod:`res2net_jax.convolution` takes its kernel fastest on a CPU; as measured on two cores with AVX-512.
 
-    In pieces (``in_pieces``), if of a MB or more: 1x1 (stages 3 and 4) or 3x3 (stage 4). At batch 1 the products of
-    res2net50_14w_8s then take 18 % less time in the last stage (49 pixels) and 8 % in the one before, 3x3 convolutions
-    of 208 channels there 20 %. A narrow one with its columns first (``by_rows``), or every call would transpose it.
+    In pieces (``in_pieces``) a 1x1 one of a MB or more (stages 3 and 4) and a 3x3 one of 200 channels (stage 4): at
+    batch 1 the products of res2net50_14w_8s take 18 % less time in the last stage (49 pixels) and 8 % in the one
+    before, 3x3 convolutions of 208 channels there 20 %. A narrow one with its columns first (``by_rows``), or every
+    call would transpose it. That of another class, which may have a way of its own, as it is.
     """
     kernel = conv.kernel.get_value()
     size, features = kernel.shape[1:3]
     dtype = jnp.dtype(kernel.dtype if conv.dtype is None else conv.dtype)
-    if jax.default_backend() != "cpu" or conv.groups > 1 or dtype.itemsize < 4:
+    if jax.default_backend() != "cpu" or type(conv) is not Conv or conv.groups > 1 or dtype.itemsize < 4:
         return "HWIO"
     is_plain_3x3 = size == 3 and conv.stride == conv.dilation == 1
     is_large = kernel.size >= 2**18 if size == 1 else is_plain_3x3 and features >= 200

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def winograd(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
-    """At stride 1, padded with a zero on every side; of one dtype."""
+def winograd(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"] | list[Float[Array, "3 i o"]]
+) -> Float[Array, "b h w o"]:
+    """At stride 1, padded with a zero on every side; of one dtype. The kernel may be a list of its rows."""
     return _convolve(x, _kernels(kernel))
 
 

@@ -16,7 +16,7 @@ from res2net_jax.backend import compiler_options
 from res2net_jax.blocks import Bottle2neck
 from res2net_jax.fusion import _COMPILED, _program, compiled
 from res2net_jax.init import variables
-from res2net_jax.layers import BatchNorm
+from res2net_jax.layers import BatchNorm, Conv
 
 SMALL = {"layers": (2, 1), "channels": (16, 32), "zero_init_last": False}
 OPTIONS = [
@@ -26,6 +26,7 @@ OPTIONS = [
     {"replace_stem_pool": True},
     {"replace_stem_pool": True, "aa_layer": "blurpc"},
     {"num_classes": 0, "global_pool": "catavgmax", "act_layer": "silu"},
+    {"output_stride": 8, "layers": (1, 2, 2), "channels": (16, 32, 256), "base_width": 64, "scale": 2},
 ]
 
 
@@ -64,6 +65,7 @@ def test_a_compiled_model_has_convolutions_of_its_own_on_a_cpu():
     ]
     # Of the nine of 3x3, three are strided; the stem is one more.
     assert counts == [10, 4]
+    assert "transpose[" not in str(jax.make_jaxpr(res2net_jax.compile(model))(images()))  # of a kernel, in every call
 
 
 def test_fusion_leaves_one_kernel_and_one_bias_a_convolution():
@@ -167,6 +169,7 @@ def test_large_convolutions_of_a_compiled_model_and_of_its_training(x64):
         assert np.abs(a - b).max() <= 1e-11 * np.abs(b).max()
 
 
+LARGE_3X3 = {"layers": (1,), "channels": (256,), "base_width": 64, "scale": 2}
 LARGE_1X1 = {"layers": (1, 1), "channels": (128, 256), "base_width": 64, "scale": 2}
 
 
@@ -192,7 +195,9 @@ def test_large_1x1_kernels_of_a_compiled_model_are_cut(x64, monkeypatch):
 
 def test_large_3x3_kernels_of_a_compiled_model_are_cut(x64, monkeypatch):
     """Of 256 channels, into three rows of two pieces each, beside ten products; a batch of two is Winograd's."""
-    model = random_model("float64", layers=(1,), channels=(256,), base_width=64, scale=2)
+    model, x = random_model("float64", **LARGE_3X3), images("float64", 1)
+    monkeypatch.setattr(backend, "cores", lambda: 1)
+    assert str(jax.make_jaxpr(res2net_jax.compile(model))(x)).count("dot_general") == 10 - 6  # 1x1 ones whole too
     monkeypatch.setattr(backend, "cores", lambda: 2)
     run = res2net_jax.compile(model)
     for batch, products in (1, 3 * 2), (2, 16 * 2):
@@ -208,8 +213,9 @@ def test_large_3x3_kernels_of_a_compiled_model_are_cut(x64, monkeypatch):
 @pytest.mark.parametrize("options", [{"dtype": "float64"}, {"dtype": jnp.bfloat16}], ids=str)
 def test_kernels_that_a_call_would_cast_are_not_cut(options, x64, monkeypatch):
     monkeypatch.setattr(backend, "cores", lambda: 2)
-    run = res2net_jax.compile(random_model("float32", **LARGE_1X1, **options))
-    assert str(jax.make_jaxpr(run)(images()[:, :40])).count("dot_general") == 7
+    for large, products in (LARGE_1X1, 7), (LARGE_3X3, 4):
+        run = res2net_jax.compile(random_model("float32", **large, **options))
+        assert str(jax.make_jaxpr(run)(images(batch=1)[:, :40])).count("dot_general") == products
 
 
 @pytest.mark.parametrize("make", [lambda model: model, res2net_jax.fuse, res2net_jax.compile])
@@ -271,6 +277,30 @@ def test_a_block_of_another_class_is_called_as_it_is():
     assert np.abs(expected - before).max() > 0.1 * np.abs(before).max()
     for run in (functools.partial(plain, res2net_jax.fuse(model)), res2net_jax.compile(model)):
         assert np.abs(run(images()) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+class Circular(Conv):
+    """Its borders meet."""
+
+    def __call__(self, x):
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
+        out = jax.lax.conv_general_dilated(
+            x, self.kernel[...], (self.stride,) * 2, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return out if self.bias is None else out + self.bias[...]
+
+
+@pytest.mark.parametrize("options", [{}, LARGE_3X3], ids=str)
+def test_a_convolution_of_another_class_has_its_kernel_as_it_is(options, x64, monkeypatch):
+    monkeypatch.setattr(backend, "cores", lambda: 2)
+    model, x = random_model("float64", **options), images("float64", 1)
+    before = plain(model, x)
+    for _, module in nnx.iter_modules(model):
+        if type(module) is Conv and module.kernel.shape[0] == 3:
+            module.__class__ = Circular
+    expected = plain(model, x)
+    assert np.abs(res2net_jax.compile(model)(x) - expected).max() < 1e-13 * np.abs(expected).max()
+    assert np.abs(before - expected).max() > 1e-3 * np.abs(expected).max()
 
 
 def test_numpy_weights_are_copied_wherever_they_begin():
