@@ -54,11 +54,7 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     """
     folder = locate(folder)
     metadata = stored_metadata(folder)
-    if metadata["format"] != FORMAT:
-        raise ValueError(
-            f"{folder} has checkpoint format {metadata['format']!r}; this version of res2net_jax reads format "
-            f"{FORMAT}. Upgrade res2net_jax, or port the release again"
-        )
+    require_format(metadata, folder)
     try:
         _configuration(metadata)
     except (KeyError, TypeError, ValueError) as error:
@@ -83,6 +79,15 @@ def stored_metadata(folder: Path) -> dict[str, Any]:
     if not all(isinstance(part, dict) for part in parts) or "format" not in metadata:
         raise ValueError(f"{folder} is an Orbax checkpoint, but not one of a Res2Net by res2net_jax; or it is damaged")
     return metadata
+
+
+def require_format(metadata: dict[str, Any], folder: Path) -> None:
+    """ValueError if what was stored in ``folder`` is of a format that this version does not read."""
+    if metadata["format"] != FORMAT:
+        raise ValueError(
+            f"{folder} has checkpoint format {metadata['format']!r}; this version of res2net_jax reads format "
+            f"{FORMAT}. Upgrade res2net_jax, or port the release again"
+        )
 
 
 def _configuration(metadata):

@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from res2net_jax import command_line
 from res2net_jax.files import first_line, remove_tree
-from res2net_jax.metadata import describe, stored_metadata
+from res2net_jax.metadata import describe, require_format, stored_metadata
 from res2net_jax.model import Res2Net
 from train.config import Config, differences, to_json
 from train.devices import everywhere, largest, of_the_first, together
@@ -70,7 +70,7 @@ class Checkpoints:
             state: A state of the shapes, dtypes and shardings to restore.
 
         Raises:
-            ValueError: The checkpoints are of a run with another config, model or data, or all are damaged.
+            ValueError: The checkpoints are of another config, model, data or format, or all of them are damaged.
         """
         together(self._put_back)
         # Process 0's, for a file server may show another host an older listing.
@@ -223,6 +223,7 @@ class Checkpoints:
         return found, problem
 
     def _require_same_run(self, metadata):
+        require_format(metadata, self.folder)
         if lines := differences(metadata["train"]["config"], self.config):
             reason = "with another config; give another --output, or the same values"
         else:

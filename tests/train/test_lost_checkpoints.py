@@ -65,6 +65,17 @@ def test_a_description_by_a_later_version_is_no_damage(tmp_path, capfd):
     assert steps(tmp_path / "run")[-1] == 4
 
 
+def test_a_checkpoint_of_a_later_format_is_left_as_it_is(tmp_path):
+    assert train(small(tmp_path)) == 0
+    file = tmp_path / "run" / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    stored = json.loads(file.read_text())
+    stored["custom_metadata"]["format"] = 2
+    file.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="has checkpoint format 2; this version of res2net_jax reads format 1"):
+        train(small(tmp_path, steps=4))
+    assert steps(tmp_path / "run")[-1] == 2
+
+
 def test_a_full_disk_is_waited_for(finish, tmp_path):
     # A limit that the arrays exceed and what is printed does not; lifted at step 50, as if someone had made room.
     switches = ("--checkpoint-every", 10, "--keep", 100)
