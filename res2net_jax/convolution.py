@@ -122,10 +122,10 @@ def for_inference(
 ) -> Float[Array, "b h2 w2 o"]:
     """The fastest for a forward pass; on a CPU :func:`direct` wastes half of the peak on narrow splits."""
     if jax.default_backend() == "cpu" and _is_plain_3x3(x, kernel, stride, dilation, groups):
+        if kernel.shape[2] <= 64:  # that the compiled model could not turn beforehand
+            return columns_first(x, kernel.transpose(1, 2, 0, 3), stride=stride, dilation=dilation, groups=groups)
         if _is_worth_winograd(x):
             return winograd(x, _once_there_is(x, kernel))
-        if kernel.shape[2] <= 64:  # that the compiled model could not turn beforehand
-            return by_rows(x, kernel.transpose(1, 2, 0, 3))
     return direct(x, kernel, stride=stride, dilation=dilation, groups=groups)
 
 

@@ -86,7 +86,7 @@ def require_format(metadata: dict[str, Any], folder: Path) -> None:
     if metadata["format"] != FORMAT:
         raise ValueError(
             f"{folder} has checkpoint format {metadata['format']!r}; this version of res2net_jax reads format "
-            f"{FORMAT}. Upgrade res2net_jax, or port the release again"
+            f"{FORMAT}. Upgrade res2net_jax, or make the checkpoint again"
         )
 
 
