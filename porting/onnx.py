@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from porting.twin import timm_model
+from porting.twin import timm_model, with_weights
+from res2net_jax.features import FeaturePyramid, backbone_of
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import Preprocessing
 
 _MISSING = "an .onnx file needs torch, timm, onnx and onnxruntime: pip install 'res2net_jax[onnx]' ({})"
 
 
-def write(model: Res2Net, file: Path, *, size: tuple[int, int], scaling: Preprocessing | None) -> None:
-    """Writes ``model`` to ``file``: images [batch, *size, in_chans] in, logits out, both float32.
+def write(model: Res2Net | FeaturePyramid, file: Path, *, size: tuple[int, int], scaling: Preprocessing | None) -> None:
+    """Writes ``model`` to ``file``: images [batch, *size, in_chans] in, float32 logits out, or a pyramid's maps.
 
     Args:
         model: In eval mode.
@@ -32,21 +33,24 @@ def write(model: Res2Net, file: Path, *, size: tuple[int, int], scaling: Preproc
         import torch
     except ImportError as error:
         raise ImportError(_MISSING.format(error)) from error
+    is_pyramid = isinstance(model, FeaturePyramid)
 
     class Images(torch.nn.Module):
         """NHWC, and normalises pictures; as the model in JAX takes them."""
 
         def __init__(self):
             super().__init__()
-            self.model = timm_model(model).eval()
+            self.model, self.maps = _pyramid(model) if is_pyramid else (timm_model(model), None)
+            self.eval()
 
         def forward(self, images):
             if scaling is not None:
                 images = (images.float() / 255 - torch.tensor(scaling.mean)) / torch.tensor(scaling.std)
-            outputs = self.model(images.permute(0, 3, 1, 2))
-            return outputs.permute(0, 2, 3, 1) if outputs.ndim == 4 else outputs  # maps, of a model without pooling
+            images = images.permute(0, 3, 1, 2)
+            outputs = self.maps(images) if is_pyramid else [self.model(images)]
+            return [output.permute(0, 2, 3, 1) if output.ndim == 4 else output for output in outputs]
 
-    example = torch.zeros((2, *size, model.in_chans), dtype=torch.uint8 if scaling else torch.float32)
+    example = torch.zeros((2, *size, backbone_of(model).in_chans), dtype=torch.uint8 if scaling else torch.float32)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -56,20 +60,41 @@ def write(model: Res2Net, file: Path, *, size: tuple[int, int], scaling: Preproc
             dynamo=True,
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             input_names=["images"],
-            output_names=["logits"],
+            output_names=model.feature_info.module_name() if is_pyramid else ["logits"],
             external_data=False,
             verbose=False,
         )
 
 
 def load(file: Path):
-    """What ``file`` computes, by ONNX Runtime on the CPU: images -> logits, as numpy arrays."""
+    """What ``file`` computes, by ONNX Runtime on the CPU: images -> logits, or a pyramid's maps, as numpy arrays."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError(_MISSING.format(error)) from error
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": np.asarray(images)})[0]
+
+    def run(images):
+        outputs = session.run(None, {"images": np.asarray(images)})
+        return outputs[0] if session.get_outputs()[0].name == "logits" else outputs
+
+    return run
+
+
+def _pyramid(pyramid):
+    """timm's model, and what its stem and stages give."""
+    model, stages = with_weights(pyramid.backbone)
+
+    def maps(images):
+        x = model.act1(model.bn1(model.conv1(images)))
+        outputs = [x]
+        x = model.maxpool(x)
+        for stage in stages:
+            x = stage(x)
+            outputs.append(x)
+        return [outputs[i] for i in pyramid.out_indices]
+
+    return model, maps
 
 
 @contextlib.contextmanager

@@ -11,15 +11,26 @@ def timm_model(model: Res2Net):
     """timm's model (a torch.nn.Module) of the architecture and with the weights of ``model``, in float32."""
     import torch
 
-    module = twin(model.arch, num_classes=model.num_classes, in_chans=model.in_chans)
-    weights = {key: torch.tensor(to_numpy(value), dtype=torch.float32) for key, value in state_dict(model).items()}
-    module.load_state_dict(weights, strict=True)
-    stages = [getattr(module, f"layer{i + 1}") for i in range(len(model.arch.layers))]
+    module, stages = with_weights(model)
     if len(stages) != 4:  # timm's forward runs four, however many there are
         for i in range(4):
             stage = stages[i : i + 1] if i < 3 else stages[i:]
             setattr(module, f"layer{i + 1}", torch.nn.Sequential(*stage))
     return module
+
+
+def with_weights(model: Res2Net) -> tuple:
+    """As :func:`timm_model`, but as timm makes it; and its stages, as many as ``model`` has, which may be cut short."""
+    import torch
+
+    module = twin(model.arch, num_classes=model.num_classes, in_chans=model.in_chans)
+    names = [f"layer{i + 1}" for i in range(len(model.arch.layers))]
+    count = len(model.stages)
+    for name in names[count:]:
+        setattr(module, name, torch.nn.Identity())
+    weights = {key: torch.tensor(to_numpy(value), dtype=torch.float32) for key, value in state_dict(model).items()}
+    module.load_state_dict(weights, strict=True)
+    return module, [getattr(module, name) for name in names[:count]]
 
 
 def twin(arch: Arch, *, num_classes: int, in_chans: int):

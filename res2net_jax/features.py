@@ -51,3 +51,8 @@ class FeaturePyramid(nnx.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As of :class:`Res2Net`."""
         self.backbone.set_grad_checkpointing(enable)
+
+
+def backbone_of(model: Res2Net | FeaturePyramid) -> Res2Net:
+    """The model under a pyramid; any other as it is."""
+    return model.backbone if isinstance(model, FeaturePyramid) else model

@@ -11,6 +11,7 @@ from flax import nnx
 
 from res2net_jax import files, stablehlo
 from res2net_jax.arch import natural
+from res2net_jax.features import FeaturePyramid, backbone_of
 from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import known_setting
@@ -18,13 +19,13 @@ from res2net_jax.variants import Preprocessing
 
 SUFFIXES = (stablehlo.SUFFIX, ".onnx", ".pth", ".safetensors")
 _MOST = 2**14  # of an image's side: pixels beyond some 2**30 are more than XLA counts
-# How far a file's logits may be from the model's in float32, of the largest one.
+# How far a file's outputs may be from the model's in float32, of the largest one.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}
 ONNX_TOLERANCE = 1e-4
 
 
 def export(
-    model: Res2Net,
+    model: Res2Net | FeaturePyramid,
     file: str | os.PathLike,
     *,
     dtype: Any = None,
@@ -40,8 +41,11 @@ def export(
     [b, h, w, c], give float32 logits [b, k] at any batch size, and are run against ``model`` on noise before they
     get their name. ``.pth`` (needs torch) and ``.safetensors`` are bare state dicts that timm loads strictly.
 
+    A model of ``features_only=True`` gives a list of maps [b, h2, w2, f] instead, in ONNX outputs that are called as
+    ``feature_info`` calls them (``layer1``); its state dict is one for timm's ``features_only=True``.
+
     Args:
-        model: In eval mode.
+        model: In eval mode; also one of ``features_only=True``.
         file: The file; it appears whole or not at all.
         dtype: For ``.stablehlo`` the computation type, float32 (the default) or bfloat16.
         size: Of the images, one number or height and width; by default the model's own.
@@ -59,10 +63,11 @@ def export(
     """
     file = Path(file).expanduser()
     check_format(file)
-    require_model(model)
-    if model.bn1.folded:
+    backbone = backbone_of(model)
+    require_model(backbone)
+    if backbone.bn1.folded:
         raise ValueError("a fused model cannot be exported; export the one that it was made from")
-    if not model.bn1.use_running_average:
+    if not backbone.bn1.use_running_average:
         raise ValueError("only a model in eval mode can be exported; call model.eval()")
     if file.suffix != stablehlo.SUFFIX and (dtype is not None or weights_beside):
         raise ValueError(f"dtype and weights_beside are options of {stablehlo.SUFFIX}; {file.suffix} has none of them")
@@ -75,12 +80,12 @@ def export(
         import porting.export
 
         with files.replacing(file, overwrite=overwrite) as temporary:
-            porting.export.write(model, temporary)
+            porting.export.write(backbone, temporary)
         return file
 
-    dtype = _computation_type(model.dtype if dtype is None and file.suffix == stablehlo.SUFFIX else dtype)
+    dtype = _computation_type(backbone.dtype if dtype is None and file.suffix == stablehlo.SUFFIX else dtype)
     model = _on_cpu(model)
-    size, scaling = _size(model, size), _scaling(model) if uint8 else None
+    size, scaling = _size(backbone, size), _scaling(backbone) if uint8 else None
     with files.replacing(file, overwrite=overwrite) as temporary:
         if file.suffix == ".onnx":
             import porting.onnx
@@ -142,14 +147,17 @@ def _scaling(model):
 def _check(run, model, size, scaling, tolerance):
     """ValueError unless ``run`` gives what ``model`` does, at two batch sizes."""
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (3, *size, model.in_chans), np.uint8)
-    setting = scaling or Preprocessing(mean=(0.45,) * model.in_chans, std=(0.225,) * model.in_chans)
+    channels = backbone_of(model).in_chans
+    pixels = rng.integers(0, 256, (3, *size, channels), np.uint8)
+    setting = scaling or Preprocessing(mean=(0.45,) * channels, std=(0.225,) * channels)
     images = ((pixels / 255 - np.array(setting.mean)) / np.array(setting.std)).astype(np.float32)
     given = pixels if scaling else images
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        expected = np.asarray(jax.jit(lambda model, images: model(images))(model, images))
+        expected = jax.device_get(jax.tree.leaves(jax.jit(lambda model, images: model(images))(model, images)))
         for count in (1, 3):
-            error = np.abs(np.asarray(run(given[:count])) - expected[:count]).max() / np.abs(expected).max()
+            outputs = jax.tree.leaves(run(given[:count]))
+            pairs = zip(outputs, expected, strict=True)
+            error = np.max([np.abs(np.asarray(a) - b[:count]).max() / np.abs(b).max() for a, b in pairs])
             if not error <= tolerance:
                 raise ValueError(
                     f"the file does not compute what the model does: its outputs are {error:.1e} of the largest one "

@@ -17,11 +17,11 @@ from res2net_jax.layers import BatchNorm, Conv, Linear
 from res2net_jax.model import Res2Net, require_array
 
 
-def fuse(model: Res2Net) -> Res2Net:
+def fuse(model: Res2Net | FeaturePyramid) -> Res2Net | FeaturePyramid:
     """``model`` with each BatchNorm folded into the convolution before it; the same function, to rounding.
 
     Args:
-        model: In eval mode. It is not changed, and shares what is not folded.
+        model: In eval mode; also one of ``features_only=True``. It is not changed, and shares what is not folded.
 
     Returns:
         A model for inference alone, which cannot be trained, saved or exported; for speed
@@ -30,6 +30,10 @@ def fuse(model: Res2Net) -> Res2Net:
     Raises:
         ValueError: ``model`` is in train mode.
     """
+    if isinstance(model, FeaturePyramid):
+        pyramid = nnx.merge(*nnx.split(model))
+        pyramid.backbone = fuse(model.backbone)
+        return pyramid
     return _fused(model, layout=lambda conv: "HWIO")
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from res2net_jax.arch import natural
-from res2net_jax.features import FeaturePyramid
+from res2net_jax.features import FeaturePyramid, backbone_of
 from res2net_jax.files import first_line
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing, Variant, get_variant
@@ -64,7 +64,7 @@ def preprocess(
     if isinstance(model, Preprocessing):
         setting = model
     elif isinstance(model, Res2Net | FeaturePyramid):
-        setting = picture_setting(getattr(model, "backbone", model))
+        setting = picture_setting(backbone_of(model))
     else:
         setting = (model if isinstance(model, Variant) else get_variant(model)).preprocessing
     if len(setting.mean) not in _MODES:

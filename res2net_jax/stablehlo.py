@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from res2net_jax.backend import jit
+from res2net_jax.features import FeaturePyramid, backbone_of
 from res2net_jax.fusion import cast_weights, fuse
 from res2net_jax.init import variables
 from res2net_jax.model import Res2Net
@@ -27,7 +28,9 @@ SUFFIX = ".stablehlo"
 Images = Float[Array, "b h w c"] | UInt8[Array, "b h w c"]
 
 
-def load(file: str | os.PathLike) -> Callable[[Images], Float[Array, "b k"]]:
+def load(
+    file: str | os.PathLike,
+) -> Callable[[Images], Float[Array, "b k"] | list[Float[Array, "b h2 w2 f"]]]:
     """What a ``.stablehlo`` file computes, compiled once for every batch size.
 
     Weights beside the file are read from there. Without this library it is
@@ -77,14 +80,20 @@ def read(file: str | os.PathLike) -> jax.export.Exported:
 
 
 def write(
-    model: Res2Net, file: Path, *, dtype: jnp.dtype, size: tuple[int, int], scaling: Preprocessing | None, beside: bool
+    model: Res2Net | FeaturePyramid,
+    file: Path,
+    *,
+    dtype: jnp.dtype,
+    size: tuple[int, int],
+    scaling: Preprocessing | None,
+    beside: bool,
 ) -> None:
     """Writes ``model`` to ``file``.
 
     Args:
         model: In eval mode.
         file: The artefact; weights that are kept beside go to :func:`weights_file`.
-        dtype: Computation type. The logits are float32 whatever it is.
+        dtype: Computation type. The outputs are float32 whatever it is.
         size: Height and width of the images.
         scaling: Mean and standard deviation to normalise uint8 pictures by; None for images that are normalised.
         beside: Keep the weights out of the artefact, which then takes them as its first argument.
@@ -101,10 +110,11 @@ def write(
             leaf.set_value(weights[path])
         if scaling is not None:
             images = (images.astype(jnp.float32) / 255 - np.float32(scaling.mean)) / np.float32(scaling.std)
-        return fused(images.astype(dtype)).astype(jnp.float32)
+        return jax.tree.map(lambda output: output.astype(jnp.float32), fused(images.astype(dtype)))
 
     (batch,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *size, model.in_chans), jnp.uint8 if scaling else jnp.float32)
+    shape = (batch, *size, backbone_of(model).in_chans)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8 if scaling else jnp.float32)
     with _without_paths():
         if beside:
             import safetensors.flax

@@ -140,6 +140,7 @@ def test_an_output_that_exists(run, folder, pictures, tmp_path, form):
         (["predict", "MODEL", "PICTURES", "--csv", "a", "--html", os.path.abspath("a")], "two outputs cannot be one"),
         (["predict", __file__, "PICTURES"], "weights in a file go with the name of their model: load(NAME, source="),
         (["export", "MODEL", "m.stablehlo", "--size", "999999999"], "at most 16,384 each"),
+        (["export", "MODEL", "m.stablehlo", "--out-indices", "1", "9"], "there is no feature 9; this model has"),
         (["predict", "MODEL", "PICTURES", "--explain"], "--explain goes with --html"),
         (
             ["explain", "MODEL", "PICTURES", "--output", "OUT", "--class", "10"],

@@ -9,8 +9,10 @@ import textwrap
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 import timm
+import torch
 
 import porting
 import porting.onnx
@@ -154,6 +156,28 @@ def test_state_dicts_for_timm(tmp_path):
         assert all(np.array_equal(arrays[key], expected[key]) for key in expected)
         options = FOUR_STAGES | {"num_classes": 10}
         timm.create_model("res2net50_26w_4s", **options, checkpoint_path=str(tmp_path / name))  # strictly
+
+
+def test_a_pyramid(tmp_path):
+    pyramid = small_model(features_only=True, out_indices=(0, 2), **FOUR_STAGES)
+    images = normalised()[:5]
+    expected = jax.device_get(jax.jit(lambda model, images: model(images))(pyramid, images))
+    export = functools.partial(res2net_jax.export, pyramid)
+    inside = stablehlo.load(export(tmp_path / "m.stablehlo", size=SIZE, uint8=True))
+    beside = stablehlo.load(export(tmp_path / "b.stablehlo", size=SIZE, weights_beside=True))
+    onnx = porting.onnx.load(export(tmp_path / "m.onnx", size=SIZE))
+    for run, given in ((inside, pixels()[:5]), (beside, images), (onnx, images)):
+        maps = run(given)
+        assert len(maps) == 2 and all(difference(*pair) < 1e-5 for pair in zip(maps, expected))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert [output.name for output in session.get_outputs()] == ["act1", "layer2"]
+
+    reference = timm.create_model("res2net50_26w_4s", features_only=True, out_indices=(0, 2), **FOUR_STAGES).eval()
+    weights = porting.read(export(tmp_path / "m.safetensors"))
+    reference.load_state_dict({key: torch.tensor(value) for key, value in weights.items()}, strict=True)
+    with torch.no_grad():
+        theirs = reference(torch.tensor(images).permute(0, 3, 1, 2))
+    assert all(difference(theirs[i].permute(0, 2, 3, 1), expected[i]) < 1e-5 for i in range(2))
 
 
 @pytest.mark.parametrize("name", ["m.stablehlo", "m.onnx"])

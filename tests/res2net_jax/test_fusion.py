@@ -139,10 +139,14 @@ def test_a_compiled_model_outlives_the_weights_it_was_made_from():
     np.testing.assert_allclose(run(images()), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_compiled_pyramid(x64):
+def test_a_compiled_and_a_fused_pyramid(x64):
     pyramid, x = random_model("float64", features_only=True, out_indices=(0, 2)), images("float64")
-    for ours, expected in zip(res2net_jax.compile(pyramid)(x), plain(pyramid, x), strict=True):
-        assert np.abs(ours - expected).max() < 1e-13 * np.abs(expected).max()
+    expected = plain(pyramid, x)
+    fused = res2net_jax.fuse(pyramid)
+    assert fused.backbone.bn1.folded and not pyramid.backbone.bn1.folded
+    for maps in (res2net_jax.compile(pyramid)(x), plain(fused, x)):
+        for ours, theirs in zip(maps, expected, strict=True):
+            assert np.abs(ours - theirs).max() < 1e-13 * np.abs(theirs).max()
 
 
 def test_large_convolutions_of_a_compiled_model_and_of_its_training(x64):
@@ -353,10 +357,8 @@ def test_what_are_no_images():
 def test_what_a_pyramid_is_not_for(tmp_path, photos):
     pyramid = res2net_jax.create("res2net50_26w_4s", features_only=True, layers=(1,), channels=(16,)).eval()
     for misuse in (
-        lambda: res2net_jax.fuse(pyramid),
         lambda: res2net_jax.feature_extractor(pyramid),
         lambda: res2net_jax.save_features(pyramid, photos, tmp_path / "f.npy"),
-        lambda: res2net_jax.export(pyramid, tmp_path / "m.stablehlo"),
         lambda: res2net_jax.classify(pyramid, photos),
         lambda: res2net_jax.explain(pyramid, images()),
         lambda: res2net_jax.push_to_hub(pyramid, "me/pyramid"),
