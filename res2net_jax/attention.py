@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
@@ -44,12 +45,12 @@ class ChannelConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b c"]:
-        kernel = self.kernel[...]
-        kernel = kernel.astype(self.dtype or kernel.dtype)
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
+        kernel = self.kernel[...].astype(dtype)
         pad = len(kernel) // 2
         layout = ("NWC", "WIO", "NWC")
         return lax.conv_general_dilated(
-            x.astype(kernel.dtype)[..., None], kernel, (1,), ((pad, pad),), dimension_numbers=layout
+            x.astype(dtype)[..., None], kernel, (1,), ((pad, pad),), dimension_numbers=layout
         )[..., 0]
 
 

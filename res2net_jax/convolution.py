@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 from res2net_jax import alignment
@@ -143,8 +144,9 @@ def for_training(
 ) -> Float[Array, "b h2 w2 o"]:
     """The fastest with its gradients, in reverse mode: on a CPU large 3x3 ones have none in forward mode."""
     if jax.default_backend() == "cpu":
-        # On many devices the 16 products of a kernel's gradient would each be summed over them.
-        one_device = jax.device_count() == 1
+        # On many devices the 16 products of a kernel's gradient would each be summed over them. Within jax.shard_map
+        # a gradient by hand would have to do that itself.
+        one_device = jax.device_count() == 1 and _axis_types(x) <= {AxisType.Auto}
         if one_device and _is_plain_3x3(x, kernel, stride, dilation, groups) and _is_worth_winograd(x):
             return winograd_in_training(x, kernel)
         if _is_narrowing_1x1(x, kernel, stride, groups):
@@ -237,7 +239,11 @@ def _is_stem(x, kernel, stride, dilation, groups):
 
 def _is_free(x):
     """Whether the compiler places ``x``: under a mesh of explicit axes JAX refuses to reshape what is sharded."""
-    return jax.sharding.AxisType.Explicit not in jax.typeof(x).sharding.mesh.axis_types
+    return AxisType.Explicit not in _axis_types(x)
+
+
+def _axis_types(x):
+    return set(jax.typeof(x).sharding.mesh.axis_types)
 
 
 def _is_narrowing_1x1(x, kernel, stride, groups):

@@ -63,7 +63,8 @@ def count_parameters(model: Res2Net) -> int:
 
 def _equations(jaxpr) -> Iterator:
     for equation in jaxpr.eqns:
-        inner = [value for value in equation.params.values() if hasattr(value, "jaxpr")]
         yield equation
-        for closed in inner:
-            yield from _equations(closed.jaxpr)
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)  # closed, but for a block within jax.checkpoint
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)

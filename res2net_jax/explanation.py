@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from res2net_jax.backend import jit
 from res2net_jax.blocks import run
-from res2net_jax.init import require_model
+from res2net_jax.init import is_in_train_mode, require_model
 from res2net_jax.model import Res2Net
 
 METHODS = ("gradcam", "gradcam++")
@@ -57,7 +57,7 @@ def explain(
     stage = check_stage(model, stage)
     if not model.num_classes:
         raise ValueError("this model has no classifier (num_classes=0), so there is no class to explain")
-    if not model.bn1.use_running_average:
+    if is_in_train_mode(model):
         raise ValueError("this model is in train mode, so its maps would depend on the batch; call model.eval()")
     model.check_images(images)
     if classes is not None:
@@ -78,16 +78,19 @@ def check_stage(model: Res2Net, stage: str | None) -> str:
 
 
 def _check_classes(classes, count, num_classes):
-    classes = np.asarray(classes)
+    is_traced = isinstance(classes, jax.core.Tracer)
+    classes = classes if is_traced else np.asarray(classes)
     if classes.dtype.kind not in "iu":
         raise TypeError(f"classes are indices, whole numbers; got {classes.dtype}")
     if classes.ndim == 0:
-        classes = np.full(count, classes)
+        classes = jnp.full(count, classes) if is_traced else np.full(count, classes)
     if classes.ndim > 2 or len(classes) != count:
         raise ValueError(
             f"expected one class, or classes of shape [{count}] or [{count}, k] for {count} images; got shape "
             f"{list(classes.shape)}"
         )
+    if is_traced:  # what is out of range then has a map of zeros
+        return classes
     wrong = classes[(classes < 0) | (classes >= num_classes)]
     if wrong.size:
         raise ValueError(f"there is no class {wrong[0]}; this model has {num_classes}, from 0 to {num_classes - 1}")

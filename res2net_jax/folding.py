@@ -27,7 +27,7 @@ def fold(layers: Sequence[Layer], layouts: Sequence[Layout]) -> list[tuple[list[
     """The kernel, or its pieces, and the bias of each convolution that does its BatchNorm's work as well.
 
     Args:
-        layers: Arrays anywhere, in types of any width; results are in the kernels' types.
+        layers: Arrays anywhere, in types of any width; results are in the kernels' types, those of 16 bits in float32.
         layouts: Of each layer's folded kernel. Pieces are in order of their rows, then of their channels, of which
             each has up to ``COLUMNS`` or a few more.
     """
@@ -43,7 +43,7 @@ def _by_xla(layers, layouts):
     folded = []
     for layer, layout in zip(layers, layouts):
         kernel, (scale, bias) = layer[0], _scale_and_bias(layer, jnp)
-        kernel = (kernel * scale).astype(kernel.dtype)
+        kernel = (kernel * scale).astype(_type(kernel))
         pieces = [kernel[rows, ..., columns] for rows, columns in _pieces(kernel, layout)]
         folded.append(([piece.transpose(_axes(layout)) for piece in pieces], bias))
     return folded
@@ -55,14 +55,15 @@ def _by_numpy(layers, layouts):
     layers = jax.tree.map(np.asarray, layers)
     pieces = [_pieces(layer[0], layout) for layer, layout in zip(layers, layouts)]
     # One piece of memory: its first touch costs more than the arithmetic.
-    left = np.empty(sum(layer[0].nbytes + _ALIGNMENT * len(cuts) for layer, cuts in zip(layers, pieces)), np.uint8)
+    sizes = (layer[0].size * _type(layer[0]).itemsize + _ALIGNMENT * len(cuts) for layer, cuts in zip(layers, pieces))
+    left = np.empty(sum(sizes), np.uint8)
     folded = []
     for layer, layout, cuts in zip(layers, layouts, pieces):
         kernel, (scale, bias) = layer[0], _scale_and_bias(layer, np)
         kernels = []
         for rows, columns in cuts:
             part, axes = kernel[rows, ..., columns], _axes(layout)
-            piece, left = _take(left, [part.shape[axis] for axis in axes], part.dtype)
+            piece, left = _take(left, [part.shape[axis] for axis in axes], _type(part))
             np.multiply(part, scale[columns], out=piece.transpose(np.argsort(axes)), casting="unsafe")
             kernels.append(piece)
         folded.append((kernels, bias))
@@ -77,10 +78,16 @@ def _take(memory, shape, dtype):
 
 
 def _scale_and_bias(layer, xp):
-    kernel, bias, norm_scale, norm_bias, mean, var = layer
+    kernel, *rest = layer
+    bias, norm_scale, norm_bias, mean, var = (None if one is None else xp.asarray(one, _type(kernel)) for one in rest)
     scale = norm_scale / xp.sqrt(var + BatchNorm.eps)
     shift = norm_bias - mean * scale + (0 if bias is None else bias * scale)
-    return scale, shift.astype(kernel.dtype)
+    return scale, shift
+
+
+def _type(kernel):
+    """Of what is folded: rounded to 16 bits, weights would lose what a model that computes in 32 keeps."""
+    return jnp.promote_types(kernel.dtype, jnp.float32)
 
 
 def _axes(layout):

@@ -12,7 +12,7 @@ from flax import nnx
 from res2net_jax import files, stablehlo
 from res2net_jax.arch import natural
 from res2net_jax.features import FeaturePyramid, backbone_of
-from res2net_jax.init import require_model
+from res2net_jax.init import is_in_train_mode, require_model
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import known_setting
 from res2net_jax.variants import Preprocessing
@@ -67,7 +67,7 @@ def export(
     require_model(backbone)
     if backbone.bn1.folded:
         raise ValueError("a fused model cannot be exported; export the one that it was made from")
-    if not backbone.bn1.use_running_average:
+    if is_in_train_mode(backbone):
         raise ValueError("only a model in eval mode can be exported; call model.eval()")
     if file.suffix != stablehlo.SUFFIX and (dtype is not None or weights_beside):
         raise ValueError(f"dtype and weights_beside are options of {stablehlo.SUFFIX}; {file.suffix} has none of them")

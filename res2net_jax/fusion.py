@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from res2net_jax import alignment, backend, convolution, microbatch, per_core
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.folding import fold
-from res2net_jax.init import require_model, variables
+from res2net_jax.init import is_in_train_mode, require_model, variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
 from res2net_jax.model import Res2Net, require_array
 
@@ -46,6 +46,7 @@ def _fused(model, layout):
     layouts = [layout(conv) for conv, _ in pairs]
     folded = fold([_weights(conv, bn) for conv, bn in pairs], layouts)
     for (conv, bn), layout, ((kernel, *more), bias) in zip(pairs, layouts, folded):
+        conv.folded_from = conv.kernel.dtype
         conv.kernel = nnx.Param(kernel)
         if layout == "WIHO":
             conv.convolve = convolution.columns_first
@@ -68,10 +69,12 @@ def compile(
     images at a time (``res2net_jax.microbatch``). Of two cores each takes half of an even batch of large pictures, and
     such a call returns when the answer is there (``res2net_jax.per_core``). On a GPU, in 16-bit numbers, its splits are
     padded with zeros to what the tensor cores take (``res2net_jax.alignment``). The weights stay where they are: for
-    several devices load the model with a ``sharding`` and pass images that are sharded over the batch.
+    several devices load the model with a ``sharding`` and pass images that are sharded over the batch, on a mesh of
+    automatic or explicit axes.
 
     Args:
-        model: In eval mode; also one of ``features_only=True``. Later changes of its weights have no effect.
+        model: In eval mode; also one of ``features_only=True``, or of a class of your own whose stages treat each
+            image by itself. Later changes of its weights have no effect.
 
     Returns:
         Images [b, h, w, c], as the model takes them, -> what ``model(images)`` gives. Also within ``jax.jit``,
@@ -90,11 +93,12 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
     graphdef, structure, leaves = _prepare(model)
     run, channels = _program(function, graphdef, structure, microbatch.in_turns), model.in_chans
     halves = per_core.Halves(_program(function, graphdef, structure, microbatch.on_one_core), leaves)
+    is_ours = type(model) is Res2Net  # another class may look at the whole batch
     weights_are_traced = backend.is_traced(leaves)
 
     def call(images):
         require_array(images)
-        if halves.take(images) and images.shape[-1] == channels:
+        if is_ours and halves.take(images) and images.shape[-1] == channels:
             return halves(images)
         # Not the weights anew: to look at hundreds of leaves takes 0.03 ms.
         alone = not weights_are_traced and not backend.is_traced(images)
@@ -155,6 +159,8 @@ def _turn_kernels(model):
     for _, module in nnx.iter_modules(model):
         if type(module) is not Conv or module.kernel.shape[0] == 1 or module.kernel.shape[2] <= 4:
             continue  # a matrix, the stem's, or of a class that has ways of its own
+        if module.dtype is None and jnp.dtype(module.folded_from or module.kernel.dtype).itemsize < 4:
+            continue  # computes in 16 bits or in 32, as the images are
         kernel = module.kernel.get_value()
         plain = len(kernel) == 3 and module.stride == module.dilation == module.groups == 1
         if plain and kernel.shape[2] <= 16 and module.bias is not None and alignment.multiple(kernel.dtype) > 1:
@@ -211,7 +217,28 @@ def _program(function, graphdef, structure, over_batch):
 
     # The cache of compiled programs tells them apart by their names too, but not by how many threads they are for.
     run.__name__ = "run" if over_batch is microbatch.in_turns else "run_on_one_core"
-    return backend.jit(run)
+    return backend.jit(_under_automatic_axes(run))
+
+
+def _under_automatic_axes(run):
+    """``run`` also for a mesh of explicit axes, ``jax.make_mesh``'s own: its outputs are sharded as the batch is.
+
+    JAX refuses there much of what is fast: to slice, reshape or loop over what is sharded.
+    """
+
+    @functools.wraps(run)
+    def call(leaves, images):
+        explicit, images = jax.sharding.AxisType.Explicit, jnp.asarray(images)
+        meshes = [jax.typeof(array).sharding.mesh for array in (images, *leaves)]
+        mesh = next((mesh for mesh in meshes if explicit in mesh.axis_types), None)
+        if mesh is None:
+            return run(leaves, images)
+        axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == explicit)
+        batch = jax.P(*jax.typeof(images).sharding.spec[:1])
+        automatic = jax.sharding.auto_axes(run, axes=axes, out_sharding=jax.NamedSharding(mesh, batch))
+        return automatic(leaves, images)
+
+    return call
 
 
 def _copy(leaf):
@@ -240,5 +267,5 @@ def _weights(conv, bn):
 
 
 def _require_eval(model):
-    if not model.bn1.use_running_average:
+    if is_in_train_mode(model):
         raise ValueError("this model is in train mode, whose norms depend on the batch; call model.eval()")

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from res2net_jax.arch import natural
+from res2net_jax.layers import BatchNorm
 from res2net_jax.model import Res2Net
 
 
@@ -27,6 +28,22 @@ def require_model(model: Res2Net) -> None:
         raise TypeError(f"expected a Res2Net; got a {kind}{hint}")
 
 
+def is_in_train_mode(model: Res2Net) -> bool:
+    """Whether any of its norms goes by the batch."""
+    norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
+    return not all(norm.folded or norm.use_running_average for norm in norms)
+
+
+def seed_of(rngs: int | nnx.Rngs) -> int:
+    """The seed for :func:`initialize`; ValueError for what is none."""
+    if isinstance(rngs, nnx.Rngs):
+        bits = jax.random.bits(rngs.params())
+        if isinstance(bits, jax.core.Tracer):
+            raise ValueError("within jax.jit and the like fresh weights need a whole number as rngs, not nnx.Rngs")
+        rngs = int(bits)
+    return natural("rngs (a seed, or nnx.Rngs)", rngs)
+
+
 def initialize(model: Res2Net, rngs: int | nnx.Rngs, *, zero_init_last: bool = True, only: str = "") -> Res2Net:
     """Fills ``model`` in place with timm's initialisation and returns it.
 
@@ -42,13 +59,7 @@ def initialize(model: Res2Net, rngs: int | nnx.Rngs, *, zero_init_last: bool = T
         zero_init_last: timm's default. The official code does not.
         only: Restricts this to arrays whose path starts so.
     """
-    if isinstance(rngs, nnx.Rngs):
-        bits = jax.random.bits(rngs.params())
-        if isinstance(bits, jax.core.Tracer):
-            raise ValueError("within jax.jit and the like fresh weights need a whole number as rngs, not nnx.Rngs")
-        rngs = int(bits)
-    seed = natural("rngs (a seed, or nnx.Rngs)", rngs)
-    leaves = variables(model)
+    seed, leaves = seed_of(rngs), variables(model)
     for path, variable in leaves.items():
         if path.startswith(only):
             rng = np.random.default_rng([seed, zlib.crc32(path.encode())])

@@ -49,9 +49,10 @@ class Conv(nnx.Module):
         self.convolve = None  # set by res2net_jax.compile
         self.columns = None  # set by res2net_jax.compile where they are taken together
         self.more_kernels = None  # the further pieces, where res2net_jax.compile has cut the kernel
+        self.folded_from = None  # the kernel's type, where res2net_jax.fuse has made it a wider one
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.folded_from or self.kernel.dtype)
         if self.columns:
             return convolution.in_columns(x.astype(dtype), *self.weights(dtype), self.columns)
         kernel, bias = self.weights(dtype)

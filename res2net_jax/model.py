@@ -235,11 +235,12 @@ class Res2Net(nnx.Module):
         class_names: Sequence[str] | None = None,
     ) -> None:
         """Replaces the classifier by a fresh one of ``num_classes`` (0: by none), and the pooling if one is given."""
-        from res2net_jax.init import initialize
+        from res2net_jax.init import initialize, seed_of
 
+        seed = seed_of(rngs)  # a bad one leaves the model as it is
         arch = self.arch if global_pool is None else override(self.arch, global_pool=global_pool)
         self._set_classifier(num_classes, class_names, arch)
-        initialize(self, rngs, only="fc.")
+        initialize(self, seed, only="fc.")
 
     def _set_classifier(self, num_classes, class_names, arch):
         num_classes = natural("num_classes", num_classes)

@@ -106,6 +106,10 @@ def test_within_another_program(twins, x64, images):
     expected = res2net_jax.explain(model, x)
     within = jax.jit(lambda model, x: res2net_jax.explain(model, x))(model, x)
     np.testing.assert_allclose(within, expected, rtol=0, atol=1e-12 * float(expected.max()))
+    for classes in (jnp.array(2), jnp.arange(len(x))):  # traced as well
+        expected = res2net_jax.explain(model, x, classes=classes)
+        within = jax.jit(lambda model, x, classes: res2net_jax.explain(model, x, classes=classes))(model, x, classes)
+        np.testing.assert_allclose(within, expected, rtol=0, atol=1e-12 * float(expected.max()))
 
 
 @pytest.mark.parametrize("classes", [None, 1, np.zeros((0, 2), int)])

@@ -38,9 +38,9 @@ def random_model(param_dtype, **options):
     rng = np.random.default_rng(0)
     for path, leaf in variables(model).items():
         if path.endswith((".scale", ".var")):
-            leaf.set_value(jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), param_dtype))
+            leaf.set_value(jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype))
         elif path.endswith((".bias", ".mean")):
-            leaf.set_value(jnp.asarray(rng.normal(0, 0.1, leaf.shape), param_dtype))
+            leaf.set_value(jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype))
     return model
 
 
@@ -335,6 +335,33 @@ def test_a_subclass_is_compiled_as_it_is():
     expected = np.asarray(res2net_jax.compile(model)(x)) / 2
     model.__class__ = Halved
     np.testing.assert_allclose(res2net_jax.compile(model)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("param_dtype", "options"), [("float16", {}), ("bfloat16", {"attn_layer": "eca"})])
+def test_sixteen_bit_weights_are_not_rounded_once_more(param_dtype, options, x64, tmp_path):
+    """By folding them, where float32 images make it a computation in float32."""
+    narrow, exact = random_model(param_dtype, **options), random_model("float64", **options)
+    for path, leaf in variables(exact).items():
+        leaf.set_value(jnp.asarray(variables(narrow)[path].get_value(), "float64"))
+    expected, x = plain(exact, images("float64")), images()
+    models = (functools.partial(plain, model) for model in (narrow, res2net_jax.fuse(narrow)))
+    for run in (*models, res2net_jax.compile(narrow)):
+        assert np.abs(run(x) - expected).max() < 1e-5 * np.abs(expected).max()
+        assert run(x.astype(param_dtype)).dtype == param_dtype
+    res2net_jax.export(narrow, tmp_path / "m.stablehlo", size=32)
+
+
+def test_a_single_norm_that_goes_by_the_batch():
+    model = random_model("float32").train()
+    model.bn1.use_running_average = True  # a frozen stem
+    for call in (
+        lambda: res2net_jax.compile(model),
+        lambda: res2net_jax.fuse(model),
+        lambda: res2net_jax.classify(model, images()),
+        lambda: res2net_jax.explain(model, images()),
+    ):
+        with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+            call()
 
 
 def test_what_are_no_images():

@@ -201,6 +201,9 @@ def test_reset_classifier(small):
         with pytest.raises(ValueError):
             model.reset_classifier(7, **options)
         assert model(x).shape == (2, 4)
+    with pytest.raises(ValueError, match="rngs"):
+        model.reset_classifier(7, rngs=-1)
+    assert model(x).shape == (2, 4)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,20 @@ def test_answers_are_where_the_images_are(halved):
     assert len(halved) == 3
 
 
+def test_a_subclass_that_looks_at_the_whole_batch(x64, halved):
+    class Centred(res2net_jax.Res2Net):
+        def __call__(self, x, key=None):
+            logits = super().__call__(x, key)
+            return logits - logits.mean(0), logits.mean()
+
+    model, x = model_of(param_dtype="float64"), images(dtype="float64")
+    logits = np.asarray(plain(model, x))
+    model.__class__ = Centred
+    centred, mean = res2net_jax.compile(model)(x)
+    assert np.abs(centred - (logits - logits.mean(0))).max() < 1e-12 * np.abs(logits).max()
+    assert abs(mean - logits.mean()) < 1e-12 and not halved
+
+
 def test_on_more_cores_or_devices_all_is_whole(halved, monkeypatch):
     run = res2net_jax.compile(model_of())
     for change in (backend, "cores", lambda: 4), (backend, "cores", lambda: 1), (jax, "device_count", lambda: 8):

@@ -44,6 +44,8 @@ def test_parameters_and_multiply_adds(name):
     arrays = variables(model).items()
     assert sum(v.get_value().size for k, v in arrays if not k.endswith(("mean", "var"))) == variant.params
     assert cost(model).macs == variant.macs
+    model.set_grad_checkpointing()
+    assert cost(model).macs == variant.macs
 
 
 @pytest.mark.parametrize("name", RELEASED)
