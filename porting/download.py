@@ -6,6 +6,7 @@ import http.client
 import os
 import re
 import shutil
+import ssl
 import sys
 import time
 import urllib.error
@@ -23,6 +24,7 @@ ATTEMPTS = 4
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20  # bytes
 PAUSE = 0.5  # seconds before the second attempt, twice as long before the third, ...
+_OF_THE_NETWORK = {errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
 
 def from_url(url: str, cache_dir: str | os.PathLike | None = None, *, sha256_prefix: str | None = None) -> Path:
@@ -58,7 +60,8 @@ def from_url(url: str, cache_dir: str | os.PathLike | None = None, *, sha256_pre
             part.unlink()
             raise ValueError(
                 f"what came from {url} is not the release that its name says: its SHA-256 does not begin with "
-                f"{sha256_prefix}. Nothing was kept; try again, or give another source="
+                f"{sha256_prefix}. Nothing was kept; try again, give another source=, or, if it is yours, pass "
+                "check_hash=False (--no-check-hash)"
             )
         part.replace(target)
     return target
@@ -85,6 +88,8 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
         raise FileNotFoundError(f"the hub has no {file} in {repo}, revision {revision or 'main'}") from error
     except errors.HfHubHTTPError as error:
         raise ConnectionError(f"the hub refused {repo}: {files.first_line(error)}") from error
+    except (errors.HTTPError, RuntimeError) as error:  # of a proxy, of a connection that was cut, and of hf_xet
+        raise ConnectionError(f"the hub failed to give {repo}: {files.first_line(error)}") from error
     promised = path.resolve().name  # the hub's cache names a large file by its SHA-256
     if re.fullmatch("[0-9a-f]{64}", promised) and hashing.sha256(path) != promised:
         path.resolve().unlink()
@@ -108,7 +113,11 @@ def _download(url, part):
             elif error.code < 500:
                 raise ConnectionError(f"the server refused {url}: HTTP {error.code} {error.reason}") from error
             failure = error
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            failure = error
+        except OSError as error:
+            if error.errno not in _OF_THE_NETWORK:
+                raise
             failure = error
     reason = getattr(failure, "reason", failure)
     raise ConnectionError(f"cannot download {url} ({reason}); check the network, or give the file as source=")

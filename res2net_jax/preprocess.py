@@ -112,7 +112,7 @@ def open_picture(picture: Picture) -> Image.Image:
         name = file = Path(picture).expanduser()
         if name.is_dir():
             raise ValueError(f"{name} is a folder; give its pictures one by one")
-        if not name.is_file():
+        if not (name.is_file() or name.is_fifo()):
             raise FileNotFoundError(f"there is no file {name}")
     elif isinstance(picture, np.ndarray | jax.Array):
         return _from_array(np.asarray(picture))
@@ -132,11 +132,20 @@ def open_picture(picture: Picture) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """``image`` turned as its EXIF data say."""
     # Pillow's exif_transpose also writes the data anew, and fails where they are odd. A TIFF turns itself when loaded.
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+    if _orientation(image) == 1:
         return image
     image.load()
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image):
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # of what is no EXIF; the picture may be sound
+        return 1
 
 
 def resize_and_crop(image: Image.Image, setting: Preprocessing, size: int) -> Image.Image:

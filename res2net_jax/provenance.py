@@ -1,5 +1,7 @@
 """Whose weights a checkpoint holds, by its record ``source`` of where they came from."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from res2net_jax.variants import VARIANTS, Variant
@@ -29,4 +31,7 @@ def with_ancestor(source: dict[str, Any] | None, ancestor: str | None) -> dict[s
 
 def _is_of(variant, source):
     origin = str(source.get("origin", ""))
-    return variant.pth in origin or variant.hub_id in origin
+    if re.fullmatch(rf"hf://{re.escape(variant.hub_id)}(@.*)?", origin):
+        return True
+    digest = Path(variant.pth).stem.rpartition("-")[2]  # the first digits of it; anybody may give a file that name
+    return variant.pth in origin and str(source.get("sha256", "")).startswith(digest)

@@ -151,9 +151,12 @@ def _described(model):
     evaluation = (metadata.get("train") or {}).get("evaluation")
     if evaluation:
         metadata["source"]["evaluation"] = evaluation
-    origin = metadata["source"].get("origin", "")
+    source = metadata["source"]  # of which a path on this machine is nobody's business
+    origin, dataset = (str(source.get(key) or "") for key in ("origin", "dataset"))
     if origin and "://" not in origin:
-        metadata["source"]["origin"] = Path(origin).name  # a path on this machine is nobody's business
+        source["origin"] = Path(origin).name
+    if dataset.startswith("folder:"):
+        source["dataset"] = f"folder:{Path(dataset.removeprefix('folder:')).name}"
     return checkpoint.load(folder), metadata
 
 

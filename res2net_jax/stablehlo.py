@@ -65,6 +65,8 @@ def read(file: str | os.PathLike) -> jax.export.Exported:
         convention = exported.calling_convention_version
         if convention <= newest:
             exported.mlir_module()  # parses the program, which JAX would put off until the first call
+    except ImportError:  # of flatbuffers, which JAX does not ask for
+        raise
     except Exception as error:  # flatbuffers, MLIR and JAX each raise what they like
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

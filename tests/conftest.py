@@ -11,6 +11,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # whose float32 products are of float32; GPUs and TPUs round the factors
+os.environ |= {  # also for what the tests start
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # LLVM takes half as long; most programs run once, for a moment
+    "OMP_NUM_THREADS": "1",  # torch's, whose idle threads would keep the other worker's core busy
+}
 
 from hub_server import hub_server  # noqa: E402, F401
 from server import server  # noqa: E402, F401
@@ -25,8 +29,6 @@ def pytest_configure(config):
             "RES2NET_JAX_HOME": home.name,
             "JAX_COMPILATION_CACHE_DIR": f"{home.name}/compiled",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # LLVM takes half as long; most programs run once, for a moment
-            "OMP_NUM_THREADS": "1",  # torch's, whose idle threads would keep the other worker's core busy
         }
 
 

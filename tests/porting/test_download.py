@@ -1,14 +1,20 @@
+import dataclasses
+import errno
 import hashlib
 import os
+import ssl
 import subprocess
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub import errors
 from safetensors.numpy import save
 
 import porting
-from porting import download
+from porting import download, release, sources
+from res2net_jax import get_variant
 
 CONTENT = save({"a": np.arange(1_000_000, dtype="float32")})
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -99,6 +105,29 @@ def test_no_network(tmp_path):
         porting.read("http://127.0.0.1:9/x.pth", cache_dir=tmp_path)
 
 
+def test_a_network_that_goes_away(url, server, tmp_path, monkeypatch):
+    """While the file comes, as when Wi-Fi drops; then the system's error is none of a connection."""
+    append, errors = download._append, iter([OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError("eof")])
+
+    def interrupted(response, part):
+        if error := next(errors, None):
+            with open(part, "ab") as file:
+                file.write(response.read(1000))
+            raise error
+        return append(response, part)
+
+    monkeypatch.setattr(download, "_append", interrupted)
+    assert len(porting.read(url, cache_dir=tmp_path)["a"]) == 1_000_000
+    assert [span for _, _, span in server.requests] == [None, "bytes=1000-", "bytes=2000-"]
+
+
+def test_the_secrets_of_an_address_are_not_kept(server, tmp_path):
+    server.files["/model.safetensors?signature=secret"] = CONTENT
+    public = server.url + "/model.safetensors"
+    assert sources.fetch(public + "?signature=secret", cache_dir=tmp_path).origin == public
+    assert sources._public(public.replace("://", "://me:secret@") + "?signature=secret#secret") == public
+
+
 def test_no_space(url, tmp_path, monkeypatch):
     import shutil
 
@@ -153,6 +182,22 @@ def test_the_hub_sends_something_else(server, tmp_path):
     assert "came damaged from the hub (wrong SHA-256); it was removed" in done.stderr
     server.lie = False
     assert hub_run(server, tmp_path, READ).returncode == 0
+
+
+@pytest.mark.parametrize("failure", [errors.HTTPError("403 Forbidden by policy"), RuntimeError("of hf_xet")])
+def test_the_hub_is_behind_a_proxy_that_refuses(failure, monkeypatch, server, tmp_path):
+    """And the release is taken from where the authors put it."""
+
+    def fail(*arguments, **options):
+        raise failure
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(download, "require_host", lambda repo: None)
+    with pytest.raises(ConnectionError, match=f"the hub failed to give timm/x.in1k: {failure}"):
+        porting.read("timm/x.in1k")
+    server.files["/x.pth"] = b"<html>"
+    variant = dataclasses.replace(get_variant("res2net50_26w_4s"), url=server.url + "/x.pth")
+    assert release._fetch(variant, None, False, tmp_path).origin == variant.url
 
 
 def test_the_hub_does_not_have_it(server, tmp_path):

@@ -129,6 +129,16 @@ def _newer_and_damaged_artefacts(file):
         stablehlo.load(file.with_name("none.stablehlo"))
 
 
+def test_without_flatbuffers_no_artefact_is_called_damaged(tmp_path, monkeypatch):
+    def missing(data):
+        raise ImportError("Please install 'flatbuffers'")
+
+    (tmp_path / "m.stablehlo").write_bytes(b"sound")
+    monkeypatch.setattr(jax.export, "deserialize", missing)
+    with pytest.raises(ImportError, match="install 'flatbuffers'"):
+        stablehlo.load(tmp_path / "m.stablehlo")
+
+
 def test_onnx_runtime_agrees(tmp_path):
     options = {"aa_layer": "blurpc", "attn_layer": "se", "stem_type": "deep", "stem_width": 16, "avg_down": True}
     options |= {"cardinality": 2, "scale": 3, "act_layer": "silu", "global_pool": "catavgmax"}

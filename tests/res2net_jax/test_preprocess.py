@@ -1,6 +1,8 @@
 import io
+import os
 import struct
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -95,6 +97,24 @@ def test_a_file_is_turned_upright(photos):
     file = io.BytesIO()
     upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
     assert np.array_equal(ours(file.getvalue()), ours(upright))
+
+
+def test_a_pipe_is_read_like_a_file(photos, tmp_path):
+    """As of ``predict MODEL <(curl ...)``."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(photos[0].read_bytes()), daemon=True)
+    writer.start()
+    assert np.array_equal(ours(tmp_path / "pipe"), ours(photos[0]))
+
+
+@pytest.mark.parametrize(("form", "options"), [("JPEG", {"dpi": (72, 72)}), ("PNG", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize("exif", [bytes(16), b"Unknown", b"II*\0", b"II*\0\xff\0\0\0"])
+def test_what_is_no_exif_is_passed_over(photos, exif, form, options):
+    file = io.BytesIO()
+    Image.open(photos[0]).resize((64, 40)).save(file, form, exif=b"Exif\0\0" + exif, **options)
+    expected = np.asarray(Image.open(file).convert("RGB"))
+    assert np.array_equal(np.asarray(open_picture(file.getvalue())), expected)
+    assert np.array_equal(np.asarray(open_to_train(file.getvalue(), upright=True).convert("RGB")), expected)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])

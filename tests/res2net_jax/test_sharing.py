@@ -161,7 +161,7 @@ CERTIFICATE = {
 
 
 def test_the_card_of_somebody_s_own_model(hub_server, model, tmp_path):
-    source = {"trained by": "python -m train.imagenet", "dataset": "folder:cats"}
+    source = {"trained by": "python -m train.imagenet", "dataset": "folder:/home/me/cats"}
     folder = checkpoint.save(model, tmp_path / "m", source=source)
     res2net_jax.push_to_hub(folder, "me/cats", token=TOKEN, license="cc-by-4.0", revision="v1")
     head, text = card_of(hub_server.commits("me/cats", "v1")[0])
@@ -172,6 +172,7 @@ def test_the_card_of_somebody_s_own_model(hub_server, model, tmp_path):
     assert "Its accuracy has not been stated" in text and "Not certified" in text and "layers = (1, 1, 1, 1)" in text
     parameters = sum(a.size for path, a in checkpoint.arrays(model).items() if not path.endswith((".mean", ".var")))
     assert f"| parameters | {parameters:,} |" in text
+    source["dataset"] = "folder:cats"
     assert read_metadata(sharing.fetch("hf://me/cats@v1"))["source"] == source
 
     measured = describe(model, source=source | {"evaluation": {"top1": 91.25, "top5": 100.0, "loss": 0.3}})
@@ -207,6 +208,25 @@ def test_the_card_of_released_weights(hub_server, release):
     assert read_metadata(sharing.fetch("hf://me/copy"))["certificate"] == CERTIFICATE
     config = json.loads(hub_server.commits("me/copy")[-1]["config.json"])
     assert config["architecture"] == name and config["model_args"] == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"origin": "res2net50_48w_2s-afed724a.pth", "sha256": "0" * 64},  # in name alone
+        {"origin": "hf://timm/res2net50_48w_2s.in1k-flowers@main"},
+        {"origin": "hf://mytimm/res2net50_48w_2s.in1k@main"},
+    ],
+    ids=str,
+)
+def test_the_card_of_weights_that_are_called_like_a_release(source):
+    variant = VARIANTS["res2net50_48w_2s"]
+    assert variant.pth == "res2net50_48w_2s-afed724a.pth" and variant.hub_id == "timm/res2net50_48w_2s.in1k"
+    metadata = describe(res2net_jax.create(variant.name), source=source)
+    assert "model-index" not in model_card(metadata, "hf://me/mine", license="mit")
+    whole = {"origin": f"https://some.where/{variant.pth}", "sha256": "afed724a" + "0" * 56}
+    for released in (whole, {"origin": f"hf://{variant.hub_id}"}, {"origin": f"hf://{variant.hub_id}@{'0' * 40}"}):
+        assert "model-index" in model_card(metadata | {"source": released}, "hf://me/mine")
 
 
 def test_the_card_of_weights_that_began_as_released_ones(hub_server, release, tmp_path):
