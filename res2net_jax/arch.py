@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from res2net_jax.activations import ACTIVATIONS
@@ -103,7 +103,7 @@ class Arch:
                 raise ValueError(f"{field} must be True or False; got {getattr(self, field)!r}")
         for field in ("drop_rate", "drop_path_rate", "drop_block_rate"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
                 raise ValueError(f"{field} must be a number from 0 up to, not including, 1; got {value!r}")
             object.__setattr__(self, field, float(value))
         _require_one_of("stem_type", self.stem_type, _STEMS)

@@ -263,10 +263,10 @@ def test_options_that_make_no_model(options, message):
 
 def test_numpy_numbers_count():
     one = np.int64(1)
-    model = res2net_jax.create(
-        "res2net50_26w_4s", layers=(one,), channels=(np.int32(16),), num_classes=np.int64(3), rngs=one
-    )
-    assert model.num_classes == 3 and model.arch == Arch(layers=(1,), channels=(16,))
+    options = {"layers": (one,), "channels": (np.int32(16),), "drop_rate": np.float32(0.5)}
+    model = res2net_jax.create("res2net50_26w_4s", num_classes=np.int64(3), rngs=one, **options)
+    assert model.num_classes == 3 and model.arch == Arch(layers=(1,), channels=(16,), drop_rate=0.5)
+    assert type(model.arch.drop_rate) is float  # for a checkpoint's metadata
 
 
 @pytest.mark.parametrize("stem_type", ["", "deep"])
