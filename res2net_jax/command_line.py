@@ -22,9 +22,14 @@ def main(command: Callable[[list[str]], int | None]) -> None:
     """Runs ``command`` on the arguments and exits.
 
     The exit code is 0 when done, 2 for a mistake or a failure that is explained, and otherwise what ``command``
-    returns. Interrupted, the process ends by the signal, which a shell reports as 130. ``--debug`` anywhere shows the
-    traceback of the failure as well.
+    returns. Interrupted or terminated, the process clears up and ends by the signal, which a shell reports as 130 or
+    143. ``--debug`` anywhere shows the traceback of the failure as well.
     """
+    with _clearing_up_at_sigterm():
+        _run(command)
+
+
+def _run(command):
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     code = None
@@ -37,7 +42,7 @@ def main(command: Callable[[list[str]], int | None]) -> None:
         code = command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, e.g. head, has seen enough
-        _silence_stdout()
+        silence_stdout()
     except KeyboardInterrupt:
         sys.excepthook = lambda *_: None
         raise  # so that Python ends by the signal, and with it a shell's loop around this command
@@ -50,7 +55,7 @@ def main(command: Callable[[list[str]], int | None]) -> None:
         try:
             sys.stdout.flush()
         except OSError:
-            _silence_stdout()  # which was itself what failed, e.g. on a full disk
+            silence_stdout()  # which was itself what failed, e.g. on a full disk
         code = 2
     if _abandoned.is_set():
         atexit._run_exitfuncs()
@@ -69,22 +74,58 @@ def abandon_threads() -> None:
 _abandoned = threading.Event()
 
 
+class _Terminated(KeyboardInterrupt):
+    """A SIGTERM. Libraries let it pass as they do a Ctrl-C."""
+
+
+_terminated = False
+
+
+@contextlib.contextmanager
+def _clearing_up_at_sigterm():
+    """SIGTERM unwinds the stack, so that no half-written file is left, and then ends the process as it always does."""
+    global _terminated
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    _terminated = False
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if _terminated:  # and nothing else waited for: a thread of JAX may be in the middle of a batch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _terminate(*_):
+    global _terminated
+    if not _terminated:  # a second one, as timeout sends it, would stop the clearing up
+        _terminated = True
+        raise _Terminated
+
+
 def _unraisable(report):
     """What Python cannot raise, in a destructor or a callback.
 
-    A Ctrl-C is sent again, or it would be lost. Not shown is what Orbax leaves behind: a read or write that ends
-    after another has failed finds its loop closed.
+    A Ctrl-C or SIGTERM is sent again, or it would be lost. Not shown is what Orbax leaves behind: a read or write that
+    ends after another has failed finds its loop closed.
     """
-    if issubclass(report.exc_type, KeyboardInterrupt):
-        threading.Thread(target=_interrupt_again, daemon=True).start()
+    global _terminated
+    if issubclass(report.exc_type, _Terminated):
+        _terminated = False
+        threading.Thread(target=_send_again, args=[signal.SIGTERM], daemon=True).start()
+    elif issubclass(report.exc_type, KeyboardInterrupt):
+        threading.Thread(target=_send_again, args=[signal.SIGINT], daemon=True).start()
     elif not (isinstance(report.exc_value, RuntimeError) and str(report.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(report)
 
 
-def _interrupt_again():
+def _send_again(signum):
     while _reports():  # where it would be lost once more
         time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signum)
 
 
 def _reports():
@@ -93,7 +134,8 @@ def _reports():
     return any(frame.f_code is _unraisable.__code__ for frame, _ in stack)
 
 
-def _silence_stdout():
+def silence_stdout() -> None:
+    """What is still written to standard output is lost, without an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

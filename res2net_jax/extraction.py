@@ -17,7 +17,7 @@ from res2net_jax import files
 from res2net_jax.arch import natural
 from res2net_jax.decoding import decoded, uninterrupted
 from res2net_jax.explanation import check_stage
-from res2net_jax.feature_file import FeatureFile, check_target
+from res2net_jax.feature_file import FeatureFile, check_target, stamp
 from res2net_jax.fusion import compile_function
 from res2net_jax.init import require_model, variables
 from res2net_jax.model import Res2Net
@@ -61,7 +61,8 @@ def save_features(
 
     A run that was cut off, by ``kill -9`` too, goes on when it is repeated, and writes the same bytes (on a GPU, whose
     libraries choose their algorithms anew each time, the same to rounding). Memory does not grow with the number of
-    pictures, but for their names. Rows are float32; that of a picture that cannot be read is NaN.
+    pictures, but for their names. Rows are float32; that of a picture that cannot be read is NaN, and tried again when
+    the run goes on.
 
     Args:
         model: In eval mode, for RGB pictures.
@@ -78,7 +79,7 @@ def save_features(
 
     Raises:
         ValueError: No pictures or none that can be read, no such stage, another suffix, or an unfinished run of other
-            settings.
+            settings or pictures, one of which may have been replaced since.
         FileExistsError: ``output`` is there.
         OSError: No permission, no space.
     """
@@ -105,28 +106,35 @@ def save_features(
         "batch_size": batch_size,
         "jax": f"{jax.__version__}, {jax.default_backend()}",
     }
+    transform = preprocess(setting)
+
+    def read(name):
+        before = stamp(name)
+        return before, transform(name)
+
     with files.lock(output):
         file = FeatureFile(output, names, shape, settings, overwrite=overwrite)
-        images = decoded(itertools.islice(names, file.rows, None), preprocess(setting), ahead=2 * batch_size)
-        with tqdm(total=len(names), initial=file.rows, unit="picture", disable=None) as bar:
-            while not file.finished:
-                batch = list(itertools.islice(images, batch_size))
-                if not batch:
-                    if len(file.unreadable) == len(names):
-                        file.discard()
-                        reasons = "\n".join(f"  {reason}" for reason in file.unreadable.values())
-                        raise ValueError(f"no picture can be read, so {output} was not written:\n{reasons}")
-                    file.finish()
-                    break
-                unreadable = {i: str(image) for i, image in enumerate(batch) if isinstance(image, Exception)}
+        todo = [] if file.finished else [*file.again, *range(file.rows, len(names))]
+        images = decoded((names[row] for row in todo), read, ahead=2 * batch_size)
+        with tqdm(total=len(names), initial=len(names) - len(todo), unit="picture", disable=None) as bar:
+            for _, batch in itertools.groupby(zip(todo, images), lambda found: found[0] // batch_size):
+                pictures = {}
                 inputs = blank.copy()  # always as large, for one compilation
-                for i, image in enumerate(batch):
-                    if i not in unreadable:
-                        inputs[i] = image
-                rows = run(inputs)[: len(batch)]
-                rows[list(unreadable)] = np.nan
-                file.append(rows, unreadable)
-                bar.update(len(batch))
+                for row, found in batch:
+                    if isinstance(found, Exception):
+                        pictures[row] = str(found)
+                    else:  # at its place, also if it was alone in being tried again: for the same bytes
+                        pictures[row], inputs[row % batch_size] = found
+                rows = run(inputs)[[row % batch_size for row in pictures]]
+                rows[[isinstance(state, str) for state in pictures.values()]] = np.nan
+                file.write(rows, pictures)
+                bar.update(len(pictures))
+        if len(file.unreadable) == len(names) and not file.finished:
+            file.discard()
+            reasons = "\n".join(f"  {reason}" for reason in file.unreadable.values())
+            raise ValueError(f"no picture can be read, so {output} was not written:\n{reasons}")
+        if not file.finished:
+            file.finish()
     return {names[row]: reason for row, reason in file.unreadable.items()}
 
 

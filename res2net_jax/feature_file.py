@@ -3,7 +3,7 @@
 Until it is whole, everything is in a hidden folder beside it::
 
     rows.npy         the rows so far, under the header of the whole array
-    progress.jsonl   what is computed; then, a line a batch, how many rows are on the disk
+    progress.jsonl   what is computed; then, a line a batch, whose rows are on the disk
     whole            all of it, about to get its name
 """
 
@@ -35,12 +35,22 @@ def check_target(target: Path, overwrite: bool = False) -> None:
         _check_new(target, overwrite)
 
 
+def stamp(name: str) -> list[int] | None:
+    """Size and time of change of a picture, which another one of its name has not; None if it is not there."""
+    try:
+        status = os.stat(os.path.expanduser(name))
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
 class FeatureFile:
     """Rows of float32 on their way to ``target``.
 
     Attributes:
         rows: How many are there already.
         unreadable: The pictures among them that could not be read, by row: why.
+        again: Those of them that an earlier run could not read, to be tried and written once more.
         finished: The file has got its name.
 
     Args:
@@ -53,7 +63,7 @@ class FeatureFile:
 
     Raises:
         FileExistsError: ``target`` is there.
-        ValueError: It was begun with other settings.
+        ValueError: It was begun with other settings or pictures.
         OSError: No permission, or no space for all of it.
     """
 
@@ -64,26 +74,32 @@ class FeatureFile:
         self.folder = _folder(target)
         self._rows = self.folder / "rows.npy"
         self.row_bytes = 4 * math.prod(shape)
-        self.rows, self.unreadable, self.finished = 0, {}, False
+        self.rows, self.unreadable, self.again, self.finished = 0, {}, [], False
         with files.writing(target):
             progress = self._read_progress(overwrite)
-            if self._killed_at_the_end() and not overwrite:
+            if not progress or overwrite and self._killed_at_the_end():
+                self._begin(overwrite)
+            elif self._killed_at_the_end():
                 self.finished = True
                 shutil.rmtree(self.folder)
-            elif not progress or self._killed_at_the_end():
-                self._begin(overwrite)
             else:
                 self._go_on()
 
-    def append(self, rows: np.ndarray, unreadable: dict[int, str]) -> None:
-        """Adds a batch, and records it once it is on the disk. ``unreadable`` counts rows from this batch's first."""
-        unreadable = {self.rows + row: reason for row, reason in unreadable.items()}
+    def write(self, rows: np.ndarray, pictures: dict[int, list[int] | None | str]) -> None:
+        """Writes a batch, and records it once it is on the disk.
+
+        Args:
+            rows: The next ones, or some of :attr:`again`; NaN where a picture cannot be read.
+            pictures: For each its number, and the picture's :func:`stamp` from before it was read, or why it cannot be.
+        """
         try:
-            with open(self._rows, "ab") as file:
-                file.write(np.ascontiguousarray(rows, "<f4").data)
+            with open(self._rows, "r+b") as file:
+                for number, row in zip(pictures, rows, strict=True):
+                    file.seek(self._start + number * self.row_bytes)
+                    file.write(np.ascontiguousarray(row, "<f4").data)
                 file.flush()
                 os.fsync(file.fileno())
-            self._record({"rows": self.rows + len(rows), "unreadable": unreadable})
+            self._record({"pictures": pictures})
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
                 raise
@@ -92,8 +108,7 @@ class FeatureFile:
                 f"no space for {self.target}; {self.rows} of its {len(self.names)} rows are kept in {self.folder}: "
                 "make some space and give the same command again",
             ) from error
-        self.rows += len(rows)
-        self.unreadable |= unreadable
+        self._count(pictures)
 
     def finish(self) -> None:
         """Gives the file its name, now that all rows are there."""
@@ -114,7 +129,9 @@ class FeatureFile:
 
     def discard(self) -> None:
         """Forgets the rows."""
-        shutil.rmtree(self.folder)
+        # First what says how far they came: with that alone beside it, an old target would be taken for finished.
+        (self.folder / "progress.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read_progress(self, overwrite) -> bool:
         """Whether there is an unfinished run to go on with; if so, how far it came."""
@@ -129,9 +146,11 @@ class FeatureFile:
         wanted, (found, *batches) = self._described(), map(json.loads, lines)
         changed = [key for key in wanted | found if wanted.get(key) != found.get(key)]
         if not changed:
+            batches = [{int(number): state for number, state in batch["pictures"].items()} for batch in batches]
+            changed = self._replaced(batches)
+        if not changed:
             for batch in batches:
-                self.rows = batch["rows"]
-                self.unreadable |= {int(row): reason for row, reason in batch["unreadable"].items()}
+                self._count(batch)
             return True
         if overwrite:
             return False
@@ -140,33 +159,54 @@ class FeatureFile:
             "to go on, or --force (overwrite=True) to start anew"
         )
 
+    def _count(self, pictures):
+        for number, state in pictures.items():
+            if isinstance(state, str):
+                self.unreadable[number] = state
+            else:
+                self.unreadable.pop(number, None)
+        self.rows = max([self.rows, *(number + 1 for number in pictures)])
+
+    def _replaced(self, batches):
+        """The first picture that is another since it was read, as what has changed."""
+        for batch in batches:
+            for number, state in batch.items():
+                if not isinstance(state, str) and state != stamp(self.names[number]):
+                    return [f"files: {self.names[number]} has changed since"]
+        return []
+
     def _killed_at_the_end(self):
         """After the file had got its name."""
         left = self._rows.exists() or (self.folder / "whole").exists()
         return self.target.exists() and self.folder.exists() and not left
 
     def _begin(self, overwrite):
+        self.discard()
         _check_new(self.target, overwrite)
-        shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         with open(self._rows, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.names), *self.shape)}
             np.lib.format.write_array_header_1_0(file, header)
+            self._start = file.tell()
         self._require_space()
         self._record(self._described())
 
     def _go_on(self):
         if (self.folder / "whole").exists():
             return
+        self.again = list(self.unreadable)
         with open(self._rows, "r+b") as file:  # rows that were written and not yet recorded are written again
             np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
-            file.truncate(file.tell() + self.rows * self.row_bytes)
+            self._start = file.tell()
+            file.truncate(self._start + self.rows * self.row_bytes)
         self._require_space()
 
     def _described(self):
-        names = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
-        return self.settings | {"files": f"{len(self.names)}, {names}", "shape": list(self.shape)}
+        paths = hashlib.sha256()  # absolute ones: the same names in another folder are other pictures
+        for name in self.names:
+            paths.update(os.fsencode(os.path.abspath(os.path.expanduser(name))) + b"\0")
+        return self.settings | {"files": f"{len(self.names)} paths, {paths.hexdigest()}", "shape": list(self.shape)}
 
     def _record(self, line):
         with open(self.folder / "progress.jsonl", "a", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from res2net_jax.command_line import silence_stdout
 from res2net_jax.decoding import decoded
 
 T = TypeVar("T")
@@ -45,9 +46,12 @@ class Pictures:
             yield tuple(map(list, zip(*batch)))
 
     def say(self, line: str) -> None:
-        """Prints ``line`` without spoiling the progress bar."""
+        """Prints ``line``, if somebody still reads, without spoiling the progress bar."""
         with tqdm.external_write_mode(file=sys.stdout):
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:
+                silence_stdout()
 
     def report(self) -> None:
         """Names the broken pictures on standard error.
@@ -63,7 +67,8 @@ class Pictures:
         if self.failures:
             count = f"{len(self.failures):,} of {len(self.paths):,} pictures"
             left = "was" if len(self.failures) == 1 else "were"
-            print(f"{count} could not be read and {left} left out:\n{lines}", file=sys.stderr)
+            with contextlib.suppress(BrokenPipeError):  # nobody reads it; the outputs are still to get their names
+                print(f"{count} could not be read and {left} left out:\n{lines}", file=sys.stderr)
 
     def _results(self):
         bar = tqdm(total=len(self.paths), unit="picture", disable=True if self.quiet else None, file=sys.stderr)

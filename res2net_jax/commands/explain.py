@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -66,8 +67,12 @@ def explain(
     check_alpha(alpha)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is no folder; --output names the folder for the PNGs")
-    targets = {picture: output / name for picture, name in png_names(find_pictures(inputs)).items()}
+    once = {os.path.abspath(picture): picture for picture in find_pictures(inputs)}
+    targets = {picture: output / name for picture, name in png_names([*once.values()]).items()}
+    originals = {os.path.realpath(picture) for picture in targets}
     for target in targets.values():
+        if os.path.realpath(target) in originals:
+            raise ValueError(f"{target} is one of the pictures and would be overwritten; give another --output")
         files.check_new(target, force)
 
     loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)
@@ -113,14 +118,12 @@ def png_names(pictures: Sequence[Path]) -> dict[Path, Path]:
 
     Pictures that differ in nothing but their ending keep it: ``photo.jpg.png``.
     """
-    paths = below(pictures)
-    taken = collections.Counter(path.with_suffix(".png") for path in {*paths.values()})
-    return {
-        picture: path.with_suffix(".png")
-        if taken[path.with_suffix(".png")] == 1
-        else path.with_name(f"{path.name}.png")
-        for picture, path in paths.items()
+    names = {
+        picture: (path.with_suffix(".png"), path.with_name(f"{path.name}.png"))
+        for picture, path in below(pictures).items()
     }
+    taken = collections.Counter(name for pair in {*names.values()} for name in {*pair})
+    return {picture: short if taken[short] == 1 else long for picture, (short, long) in names.items()}
 
 
 def find_class(names: Sequence[str], text: str) -> int:

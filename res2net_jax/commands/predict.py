@@ -9,6 +9,7 @@ import numpy as np
 
 from res2net_jax import explanation, files, hub
 from res2net_jax.arch import natural
+from res2net_jax.command_line import silence_stdout
 from res2net_jax.commands import outputs, report
 from res2net_jax.commands.batches import Pictures, stack
 from res2net_jax.commands.inputs import below, find_pictures
@@ -108,7 +109,12 @@ def predict(
             for path, predictions, heat, crop in zip(batch, *look(images), crops):
                 drawn = None if heat is None else overlay(crop, heat)
                 for write in writers:
-                    write(outputs.Answer(path, predictions, crop, drawn))
+                    try:
+                        write(outputs.Answer(path, predictions, crop, drawn))
+                    except BrokenPipeError:  # the reader of standard output has seen enough; the other outputs go on
+                        if len(writers) == 1:
+                            raise
+                        silence_stdout()
         pictures.report()
     if html and not on_stdout:
         print(html)

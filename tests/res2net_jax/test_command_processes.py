@@ -43,6 +43,22 @@ def test_ctrl_c_in_a_destructor_is_not_lost(seconds):
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 
+def test_sigterm_is_not_lost_and_lets_the_clearing_up_end():
+    ended = after("""
+        import os
+        class Late:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+        threading.Thread(target=time.sleep, args=[600]).start()
+        Late()
+        try:
+            time.sleep(600)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("cleared up", flush=True)""")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "cleared up\n", "")
+
+
 def test_what_commands_compile_is_kept_in_private(tmp_path):
     environment = os.environ | {"RES2NET_JAX_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     del environment["JAX_COMPILATION_CACHE_DIR"]
@@ -70,15 +86,33 @@ def test_a_reader_that_leaves_early(folder, photos):
     assert process.stderr.read() == "" and process.wait() == 0
 
 
-def test_ctrl_c_ends_without_a_word_and_leaves_nothing(folder, photos, tmp_path):
+@pytest.mark.parametrize("form", ["predict", "explain"])
+def test_a_reader_that_leaves_early_cuts_no_file_short(folder, photos, tmp_path, form):
+    many = [tmp_path / f"{i}.jpg" for i in range(81)]
+    for i, path in enumerate(many):
+        path.symlink_to(photos[i % 2] if i < 80 else "/dev/null")  # the last is named on standard error
+    output = {"predict": ["--json-lines", "-", "--html", tmp_path / "page.html"], "explain": ["--output", tmp_path]}
+    process = start(form, folder, *many, *output[form], "--batch-size", 2)
+    process.stderr.close()
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 0
+    if form == "predict":
+        assert (tmp_path / "page.html").read_text().count('class="card"') == 80
+    else:
+        assert len(list(tmp_path.glob("*.png"))) == 80
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_without_a_word_and_leaves_nothing(folder, photos, tmp_path, signum):
     # Whoever runs the tests in the background has them ignore Ctrl-C, which a child would inherit.
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     outputs = "--json-lines", "-", "--html", tmp_path / "page.html"
     process = start("predict", folder, *(photos * 500), *outputs, before=[sys.executable, "-c", heed])
     assert str(photos[0]) in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     _, error = process.communicate()
-    assert (process.returncode, error) == (-signal.SIGINT, "")
+    assert (process.returncode, error) == (-signum, "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import os
+import shutil
+import signal
 import sys
 
 import jax.numpy as jnp
@@ -193,6 +195,19 @@ def test_what_orbax_gives_up_is_not_shown(monkeypatch, capsys):
     assert "another defect" in error and "Event loop" not in error
 
 
+@pytest.mark.parametrize("former", [signal.SIG_DFL, signal.SIG_IGN])
+def test_sigterm_is_only_taken_from_the_default(monkeypatch, former):
+    seen = []
+    monkeypatch.setattr("sys.argv", ["res2net_jax"])
+    before = signal.signal(signal.SIGTERM, former)
+    try:
+        command_line.main(lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
+        assert signal.getsignal(signal.SIGTERM) == former
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (seen == [former]) == (former == signal.SIG_IGN)
+
+
 @pytest.mark.parametrize("allocate", [jnp.zeros, np.zeros])
 def test_more_memory_than_there_is(monkeypatch, capsys, tmp_path, allocate):
     monkeypatch.setattr("sys.argv", ["res2net_jax"])
@@ -236,6 +251,27 @@ def test_explain_draws_the_maps_of_the_library(run, folder, pictures, tmp_path):
     code, _, error = run("explain", folder, pictures, "--output", tmp_path / "maps")
     assert code == 2 and "exists; --force replaces it" in error
     assert run("explain", folder, pictures, "--output", tmp_path / "maps", "--force", "--class", "3")[0] == 0
+
+
+def test_explain_overwrites_no_picture(run, folder, pictures, tmp_path):
+    before = (pictures / "b/2.png").read_bytes()
+    for output, force in ((pictures, []), (pictures, ["--force"]), (tmp_path / "link", ["--force"])):
+        if output.name == "link":
+            output.symlink_to(pictures)
+        code, out, error = run("explain", folder, pictures, "--output", output, *force)
+        assert (code, out) == (2, "") and f"{output}/b/2.png is one of the pictures" in error
+    assert (pictures / "b/2.png").read_bytes() == before and len(list(pictures.rglob("*.png"))) == 1
+
+
+def test_explain_draws_a_picture_once(run, folder, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures / "b")
+    code, out, _ = run("explain", folder, "1.jpg", pictures / "b/1.jpg", "../b/1.jpg", "--output", tmp_path / "maps")
+    assert code == 0 and len(out.splitlines()) == 1
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["1.png"]
+    shutil.copy("1.jpg", "1.png")
+    shutil.copy("1.jpg", "1.jpg.png")  # a name that another one's PNG would take
+    code, out, _ = run("explain", folder, ".", "--output", tmp_path / "all")
+    assert code == 0 and len(out.splitlines()) == len(list((tmp_path / "all").iterdir())) == 4
 
 
 def test_list_and_info_as_json(run, folder, checkpoint_folder):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,12 +113,11 @@ def write_rows(target, overwrite=False):
     names = [f"p{i}.jpg" for i in range(7)]
     file = FeatureFile(target, names, (3, 2), {"model": "m"}, overwrite=overwrite)
     values = np.arange(42, dtype="float32").reshape(7, 3, 2)
-    while not file.finished:
-        if file.rows == 7:
-            file.finish()
-            break
-        batch = values[file.rows : file.rows + 2]
-        file.append(batch, {1: "broken"} if file.rows == 2 else {})
+    if not file.finished:
+        todo = [*file.again, *range(file.rows, 7)]
+        for rows in (todo[i : i + 2] for i in range(0, len(todo), 2)):
+            file.write(values[rows], {row: "broken" if row == 3 else None for row in rows})
+        file.finish()
     return file
 
 
@@ -175,7 +175,7 @@ def test_torn_lines_and_rows(tmp_path):
     target = tmp_path / "f.npy"
     names = [f"p{i}.jpg" for i in range(7)]
     file = FeatureFile(target, names, (3, 2), {"model": "m"}, overwrite=False)
-    file.append(np.arange(12, dtype="float32").reshape(2, 3, 2), {})
+    file.write(np.arange(12, dtype="float32").reshape(2, 3, 2), {0: None, 1: None})
     for name, tail in (("rows.npy", b"half a row"), ("progress.jsonl", b'{"rows": 4, "unrea')):
         with open(file.folder / name, "ab") as half:
             half.write(tail)
@@ -205,19 +205,80 @@ def test_a_command_that_was_killed_goes_on(model, pictures, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "--force" in done.stderr
 
 
-def test_what_is_not_continued(model, pictures, tmp_path, monkeypatch):
-    save = res2net_jax.save_features
-    target = tmp_path / "f.npz"
+@pytest.fixture
+def killed(model, monkeypatch):
+    """``killed(pictures, target)``: the features of pictures, killed before the file gets its name."""
 
-    def fail(*arguments):
+    def kill(*_):
         raise Killed
 
-    def kill():
+    def run(pictures, target):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(FeatureFile, "finish", fail)
-            save(model, pictures[:3], target, batch_size=2)
+            patch.setattr(FeatureFile, "finish", kill)
+            res2net_jax.save_features(model, pictures, target, batch_size=2)
 
-    kill()
+    return run
+
+
+def test_other_pictures_of_the_same_names_are_not_continued(model, pictures, killed, tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            shutil.copy(pictures[i], tmp_path / folder / f"{i}.png")
+    target, names = tmp_path / "f.npy", ["0.png", "1.png", "2.png"]
+    monkeypatch.chdir(tmp_path / "a")
+    killed(names, target)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"\(files\).*--force"):
+        res2net_jax.save_features(model, names, target, batch_size=2)
+    monkeypatch.chdir(tmp_path / "a")
+    shutil.copy(pictures[3], "1.png")
+    with pytest.raises(ValueError, match=r"\(files: 1.png has changed since\).*--force"):
+        res2net_jax.save_features(model, names, target, batch_size=2)
+    assert res2net_jax.save_features(model, names, target, batch_size=2, overwrite=True) == {}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_what_could_not_be_read_is_tried_again(model, pictures, killed, tmp_path, suffix):
+    names = [tmp_path / f"{i}.png" for i in range(5)]
+    for i in (0, 2, 4):
+        shutil.copy(pictures[i], names[i])
+    killed(names, tmp_path / f"f{suffix}")
+    shutil.copy(pictures[3], names[3])
+    whole, again = (
+        res2net_jax.save_features(model, names, tmp_path / f"{name}{suffix}", batch_size=2) for name in ("whole", "f")
+    )
+    assert whole == again and list(again) == [str(names[1])]
+    assert (tmp_path / f"f{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["made", "removed"])
+def test_an_old_file_is_not_taken_for_the_new_one(tmp_path, monkeypatch, moment):
+    target = tmp_path / "f.npz"
+    target.write_text("old")
+    begun = FeatureFile(target, [f"p{i}.jpg" for i in range(7)], (3, 2), {"model": "m"}, overwrite=True)
+
+    def remove(folder, **_):  # nearly
+        (folder / "rows.npy").unlink()
+        raise Killed
+
+    if moment == "made":
+        shutil.rmtree(begun.folder)
+        begun.folder.mkdir()
+    else:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(feature_file.shutil, "rmtree", remove)
+            begun.discard()
+    with pytest.raises(FileExistsError, match="--force"):
+        write_rows(target)
+    assert target.read_text() == "old" and not begun.folder.exists()
+    assert write_rows(target, overwrite=True).finished and target.read_bytes() != b"old"
+
+
+def test_what_is_not_continued(model, pictures, killed, tmp_path):
+    save = res2net_jax.save_features
+    target = tmp_path / "f.npz"
+    killed(pictures[:3], target)
     for pick, options, changed in (
         (slice(4), {"batch_size": 2}, r"files, shape|files"),
         (slice(3), {"batch_size": 3}, "batch_size"),
