@@ -85,7 +85,7 @@ def save(
         with _ORBAX:
             ocp.save_checkpointables(folder, {"model": arrays(model)}, overwrite=overwrite, custom_metadata=metadata)
         return folder
-    metadata["crc32"] = {path: _crc32(value) for path, value in arrays(model).items()}
+    metadata["crc32"] = {path: crc32(value) for path, value in arrays(model).items()}
     with lock(folder), writing(folder):
         require_free(folder, overwrite)
         remove_leftovers(folder)
@@ -206,7 +206,7 @@ def _fill(model, folder, place, metadata):
             )
         # Orbax does not notice a flipped bit. What it has cast cannot be compared.
         dtype, _ = saved = checksums.get(path, [None, None])
-        if dtype == leaf.dtype.name and loaded[path].is_fully_addressable and _crc32(loaded[path]) != saved:
+        if dtype == leaf.dtype.name and loaded[path].is_fully_addressable and crc32(loaded[path]) != saved:
             raise ValueError(f"the checkpoint {folder} is damaged: {path} is not what was saved; {advice}")
         leaf.set_value(loaded[path])
 
@@ -218,7 +218,8 @@ def _cause(error, handled):
     return first_line(error).partition(" [tensorstore_spec")[0]
 
 
-def _crc32(value):
+def crc32(value: jax.Array | np.ndarray) -> list[str | int]:
+    """The type of an array and the checksum of its bytes, as the metadata's ``crc32`` has them for each path."""
     return [value.dtype.name, zlib.crc32(np.ascontiguousarray(value).view(np.uint8))]
 
 

@@ -4,7 +4,7 @@ A checkpoint is a numbered folder with two items. ``model`` is what was evaluate
 if the run averages them), readable by :func:`res2net_jax.load`. ``training`` is what else the run needs to go
 on: the step, the momentum, and with averaging the raw weights. The position in the data is the step, for a
 batch depends on nothing but the seed and the step. The metadata holds the config, the evaluation's result and a
-checksum of all arrays, since Orbax itself does not notice a flipped bit.
+checksum of all arrays, since Orbax itself does not notice a flipped bit; and one of each of the model's, for ``load``.
 """
 
 import json
@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from res2net_jax import command_line
+from res2net_jax.checkpoint import crc32
 from res2net_jax.files import first_line, remove_tree
 from res2net_jax.metadata import describe, require_format, stored_metadata
 from res2net_jax.model import Res2Net
@@ -46,9 +47,10 @@ class Checkpoints:
         model: The model, for the description that :func:`res2net_jax.load` reads: its architecture, class names
             and preprocessing.
         examples: How many pictures there are to learn from. With another number the order would be another one.
+        checksums: Of what the run began with, by name (:func:`train.start.checksums`).
     """
 
-    def __init__(self, folder: Path, config: Config, model: Res2Net, examples: int):
+    def __init__(self, folder: Path, config: Config, model: Res2Net, examples: int, checksums: dict[str, int]):
         # When files are damaged or a disk is full, these print a traceback for every array; _warn says it in a line.
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -57,6 +59,7 @@ class Checkpoints:
         source = {"trained by": "python -m train.imagenet", "dataset": config.dataset}
         self._description = describe(model, source=source)
         self._examples = examples
+        self._checksums = checksums
         self._fingerprint = jax.jit(fingerprint)
         self._retry_after = max(1, config.checkpoint_every // 10)
         self._check_at = None
@@ -109,10 +112,12 @@ class Checkpoints:
         items = to_items(state)
         metadata = {
             **self._description,
+            "crc32": {path: crc32(array) for path, array in items["model"].items()},
             "train": {
                 "step": step,
                 "config": to_json(self.config),
                 "examples": self._examples,
+                "checksums": self._checksums,
                 "evaluation": evaluation,
                 "fingerprint": int(self._fingerprint(items)),
             },
@@ -228,11 +233,10 @@ class Checkpoints:
             reason = "with another config; give another --output, or the same values"
         else:
             saved, ours = _facts(metadata, metadata["train"].get("examples")), _facts(self._description, self._examples)
-            lines = [
-                f"{name}: the run has {reprlib.repr(saved.get(name))}, now there is {reprlib.repr(ours[name])}"
-                for name in ours
-                if saved.get(name) != ours[name]
-            ]
+            # Earlier versions kept no checksums, and weights that are gone have none.
+            sums = {**self._checksums, **metadata["train"].get("checksums", {})}
+            lines = _differing(saved, ours) or _differing(sums, self._checksums)
+            self._checksums = sums
             reason = (
                 "of the same config, but on other data or from other weights; put them back, or give another --output"
             )
@@ -267,6 +271,14 @@ def _facts(metadata, examples):
     """What the data set and the initial weights decide, beside the config."""
     facts = json.loads(json.dumps({**metadata["model"], "preprocessing": metadata["preprocessing"]}))
     return {**facts.pop("arch"), **facts, "examples": examples}
+
+
+def _differing(saved, ours):
+    return [
+        f"{name}: the run has {reprlib.repr(saved.get(name))}, now there is {reprlib.repr(ours[name])}"
+        for name in ours
+        if saved.get(name) != ours[name]
+    ]
 
 
 def _open(folder, keep):

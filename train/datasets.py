@@ -188,11 +188,18 @@ def _some(names, most=5):
 def _tfds(name, split, data_dir):
     import tensorflow_datasets as tfds
 
-    folder = _prepared_folder(name, data_dir)
+    folder = prepared_folder(name, data_dir)
     builder = tfds.builder_from_directory(folder)
     info = builder.info
     base, bracket, rest = split.partition("[")
-    split = resolve_split(f"{name} in {folder}", base, tuple(info.splits)) + bracket + rest
+    try:
+        split = resolve_split(f"{name} in {folder}", base, tuple(info.splits)) + bracket + rest
+    except ValueError as error:
+        if name.partition(":")[0] != "imagenet2012" or base not in ("train", "validation"):
+            raise
+        raise ValueError(
+            f"{error}: its tar was not there. Move or remove {folder} and prepare it again: {_prepare(name, data_dir)}"
+        ) from error
     image_key, label_key = _keys(name, info.features)
     image, label = info.features[image_key], info.features[label_key]
     in_chans = image.shape[-1] or 3
@@ -212,8 +219,8 @@ def _tfds(name, split, data_dir):
         records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise ValueError(
-            f"{folder} was prepared as {info.file_format.value}, which has no random access; "
-            f"prepare it again as array_record: {_prepare(name, data_dir)}"
+            f"{folder} was prepared as {info.file_format.value}, which has no random access. Move or remove it, or "
+            f"give another --data-dir, then prepare it as array_record: {_prepare(name, data_dir)}"
         ) from error
     if not len(records):
         raise ValueError(f"{name} has no examples in split {split}")
@@ -251,7 +258,7 @@ def _keys(name, features):
     return images[0], label
 
 
-def _prepared_folder(name, data_dir):
+def prepared_folder(name: str, data_dir: str | os.PathLike | None) -> os.PathLike:
     """``data_dir/name[/config]/version``, the highest version unless one is asked for."""
     import tensorflow_datasets as tfds
     from etils import epath

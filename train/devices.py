@@ -6,6 +6,7 @@ import os
 import re
 import reprlib
 import sys
+import traceback
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
+
+from res2net_jax import command_line
+from res2net_jax.files import out_of_memory
 
 T = TypeVar("T")
 
@@ -130,12 +134,16 @@ def require_agreement(facts: dict[str, object]) -> None:
 
 
 def leave(error: Exception) -> NoReturn:
-    """Ends this process at once with code 2: it has failed alone, in the middle of what all of them do together.
+    """Ends this process at once: it has failed alone, in the middle of what all of them do together.
 
-    The others notice that it is gone. An orderly end would wait for them, and they for this process.
+    The others notice that it is gone. An orderly end would wait for them, and they for this process. The exit code is
+    2, or 1 for a defect, which shows its traceback.
     """
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(2)
+    explained = isinstance(error, command_line.EXPECTED) or out_of_memory(error)
+    if not explained:
+        traceback.print_exception(error)
+    print(f"error: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
+    os._exit(2 if explained else 1)
 
 
 def in_step(batches: Iterator[dict]) -> Iterator[dict]:

@@ -33,7 +33,7 @@ from train import devices, imagenet_subsets, metrics
 from train.augment import normalise
 from train.data import eval_batches
 from train.datasets import Dataset, open_dataset
-from train.start import load_model, preprocessing_of
+from train.start import load_model, preprocessing_of, require_agreement, require_same_weights
 
 COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
 
@@ -228,7 +228,9 @@ def run(arguments: list[str]) -> None:
     first = jax.process_index() == 0
     devices.together(lambda: require_table(path) if first else None)
     everywhere = NamedSharding(devices.data_mesh(), PartitionSpec())
+    require_agreement(dataclasses.asdict(options), {"pictures to evaluate on": dataset})
     model = devices.together(lambda: load_model(options.model, sharding=everywhere))
+    require_same_weights(model)
     setting = dataclasses.replace(preprocessing_of(model), **changes)
     counts = evaluate(model, dataset, setting, batch_size=options.batch_size, workers=options.workers)
     if first:

@@ -28,7 +28,7 @@ from res2net_jax.files import require_local
 from train import devices, rehearsal
 from train.checkpoints import Checkpoints, NotSaved
 from train.claim import claim
-from train.config import Config, parse, write_json
+from train.config import Config, parse, to_json, write_json
 from train.data import eval_batches, steps_per_epoch, train_batches
 from train.duplicates import warn_of_duplicates
 from train.mistakes import draw_mistakes
@@ -36,12 +36,14 @@ from train.report import Report
 from train.signals import StopRequest
 from train.start import (
     build_model,
+    checksums,
     introduction,
     open_splits,
     preprocessing,
     require_agreement,
     require_countable,
     require_divisible,
+    require_same_weights,
 )
 from train.step import evaluated, init_state, make_eval_step, make_train_step, zero_sums
 
@@ -89,6 +91,7 @@ def _run(config, stop, opened):
         train_set = eval_set = rehearsal.fake_dataset()
     else:
         train_set, eval_set = devices.together(lambda: open_splits(config))
+    require_agreement(to_json(config), {"pictures to learn from": train_set, "pictures to evaluate on": eval_set})
     epoch = steps_per_epoch(train_set, config.batch_size)
     require_countable(config, epoch)
     total = min(config.epochs * epoch, config.steps or math.inf)
@@ -109,7 +112,7 @@ def _run(config, stop, opened):
     )
 
     # ---- State: fresh, or as the run in config.output left it.
-    require_agreement(config, model, train_set, eval_set)
+    require_same_weights(model)
     state = replicate(init_state(model, config))
     if config.dry_run:
         rehearsal.dry_run(config, model, state, train_step, place, train_set, epoch)
@@ -120,7 +123,13 @@ def _run(config, stop, opened):
     output = Path(config.output).expanduser()
     if signum := opened.enter_context(claim(output, stop)):
         return 128 + signum
-    checkpoints = Checkpoints(output / "checkpoints", config, model, examples=len(train_set))
+    checkpoints = Checkpoints(
+        output / "checkpoints",
+        config,
+        model,
+        examples=len(train_set),
+        checksums=checksums(config, model, train_set),
+    )
     opened.callback(checkpoints.close)
     restored = checkpoints.restore(state)
     state, evaluation = restored or (state, None)
@@ -194,7 +203,7 @@ def _run(config, stop, opened):
             try:
                 with report.waiting():
                     batch = next(batches)
-            except (ValueError, OSError) as error:  # many pictures in a row that cannot be read, say
+            except Exception as error:  # many pictures in a row that cannot be read, say, or no memory to decode them
                 if jax.process_count() > 1:
                     checkpoints.close()
                     devices.leave(error)

@@ -32,7 +32,7 @@ def make_optimizer(config: Config, model: Res2Net) -> optax.GradientTransformati
         chain.append(optax.trace(config.momentum, nesterov=config.nesterov))
     if config.layer_decay is not None:
         chain.append(_scale_by(layer_scales(model, config.layer_decay)))
-    return optax.chain(*chain)
+    return optax.chain(*chain) if chain else optax.identity()
 
 
 def learning_rate(config: Config, step: jax.Array | int, steps_per_epoch: int) -> jax.Array:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from res2net_jax.backend import cores
 
 _MIN_SHARED_MEMORY = 2**31
+_warned_of_pipes = threading.Event()
 
 
 class Batches(grain.DatasetIterator):
@@ -191,7 +192,16 @@ def _pipeline(batches, step, workers, process_index, process_count, batch_bytes)
     # Shared memory where there is plenty (a container may have 64 MB, and then a write to it kills the
     # worker); else, and for what is small, a pipe. A worker has 4.5 batches there, and an evaluation has its own.
     needed = max(_MIN_SHARED_MEMORY, 10 * workers * batch_bytes)
-    roomy = sys.platform != "linux" or shutil.disk_usage("/dev/shm").free >= needed
+    free = shutil.disk_usage("/dev/shm").free if sys.platform == "linux" else needed
+    roomy = free >= needed
+    if not roomy and not _warned_of_pipes.is_set():
+        _warned_of_pipes.set()
+        tqdm.write(
+            f"WARNING: /dev/shm has {free / 1e9:.1f} GB free, and the workers' batches want {needed / 1e9:.1f} GB; so "
+            "they go through pipes, which is slower. Remove /dev/shm/psm_* of killed runs, or start the container with "
+            "--shm-size",
+            file=sys.stderr,
+        )
     options = grain.experimental.DatasetOptions(min_shm_size=2**16 if roomy else sys.maxsize)
     return grain.experimental.WithOptionsIterDataset(serial, options).mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),

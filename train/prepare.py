@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from res2net_jax import command_line
-from train.datasets import open_dataset
+from train.datasets import open_dataset, prepared_folder
 
 TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 COMPLETE = {"train": 1_281_167, "validation": 50_000}
@@ -44,7 +44,8 @@ def prepare(dataset: str, *, data_dir: str, manual_dir: str | None = None) -> di
     Raises:
         ImportError: TensorFlow is not installed.
         FileNotFoundError: A tar is not where it should be.
-        ValueError: No such TFDS set, or a tar that is none, or broken.
+        ValueError: No such TFDS set, or a tar that is none, or broken; or the set is there without a split whose tar
+            is there, or in another format.
         OSError: Not enough space.
     """
     tars = _find_tars(dataset, manual_dir)
@@ -62,7 +63,20 @@ def prepare(dataset: str, *, data_dir: str, manual_dir: str | None = None) -> di
         raise ValueError(
             f"TFDS knows no data set {dataset!r}; see https://www.tensorflow.org/datasets/catalog"
         ) from error
+    except ValueError as error:
+        if "File format" not in str(error):
+            raise
+        folder = prepared_folder(dataset, data_dir)
+        raise ValueError(
+            f"{folder} was prepared in another format than array_record. Move or remove it, or give another "
+            "--data-dir, then run this again"
+        ) from error
     if builder.is_prepared():
+        if missing := [TARS[split] for split in TARS if _is_missing(split, builder, tars)]:
+            raise ValueError(
+                f"{builder.data_path} was prepared without {' and '.join(missing)}. Move or remove it, then run this "
+                "again"
+            )
         print(f"Already there: {builder.data_path}")
     else:
         _require_space(data_dir, sum(tar.stat().st_size for tar in tars))
@@ -97,6 +111,10 @@ def _find_tars(dataset, manual_dir):
         if folder / tar not in tars:
             print(f"There is no {tar} in {folder}: the split it holds will be missing.")
     return tars
+
+
+def _is_missing(split, builder, tars):
+    return split not in builder.info.splits and TARS[split] in [tar.name for tar in tars]
 
 
 def _require_space(data_dir, size):

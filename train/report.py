@@ -121,7 +121,8 @@ class Report:
         last = [row for row in self.rows if row["val_top1"]]
         if not last:
             return
-        best = max(last, key=lambda row: float(row["val_top1"]))
+        # The last of equals, as Orbax keeps it.
+        best = max(reversed(last), key=lambda row: float(row["val_top1"]))
         self.say(
             f"Done: top-1 {float(last[-1]['val_top1']):.2f} %, top-5 {float(last[-1]['val_top5']):.2f} %; best top-1 "
             f"{float(best['val_top1']):.2f} % at step {best['step']}; {time.perf_counter() - self._began:.0f} s here"

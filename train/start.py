@@ -1,7 +1,6 @@
 """What a run starts from: its two data sets, its model and its evaluation transform, each fit for the others."""
 
 import dataclasses
-import functools
 import zlib
 from pathlib import Path
 
@@ -12,12 +11,16 @@ import numpy as np
 import res2net_jax
 from res2net_jax.hub import is_folder
 from res2net_jax.init import variables
+from res2net_jax.metadata import locate
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
 from train import devices
-from train.config import MOST, Config, to_json
+from train.config import MOST, Config
 from train.datasets import Dataset, open_dataset
 from train.sources import Files
+
+# Of the options, what each process may have in a place of its own.
+_OWN = {"data_dir", "workers", "output", "csv", "coordinator", "process_id"}
 
 
 def open_splits(config: Config) -> tuple[Dataset, Dataset]:
@@ -48,9 +51,13 @@ def _overlap(some, others):
 
 
 def load_model(name: str, **options) -> Res2Net:
-    """:func:`res2net_jax.load`; where that asks for ``source=``, which no command here has, it says what works here."""
+    """:func:`res2net_jax.load`, which all processes call together, for the commands.
+
+    All load the same checkpoint of a run. Where ``source=`` is asked for, which no command here has, it says what
+    works here.
+    """
     try:
-        return res2net_jax.load(name, **options)
+        return res2net_jax.load(_same_checkpoint(name), **options)
     except (OSError, ValueError) as error:
         if "source=" not in str(error):
             raise
@@ -59,6 +66,15 @@ def load_model(name: str, **options) -> Res2Net:
             f"{error}. For this command port it first: python -m porting {name} --source FILE --output DIR, then "
             "--model DIR"
         ) from error
+
+
+def _same_checkpoint(name):
+    """``name``; of a run the checkpoint that is the newest to process 0, for to the others it may be another one."""
+    if jax.process_count() == 1:
+        return name
+    found = devices.together(lambda: locate(name) if is_folder(name) and "://" not in name else None)
+    step = devices.of_the_first([int(found.name)] if found and found.name.isdigit() else [])
+    return str(found.with_name(str(*step))) if found and step else name
 
 
 def build_model(config: Config, dataset: Dataset) -> Res2Net:
@@ -70,7 +86,7 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
         **config.arch,
     }
     if config.pretrained:
-        model = load_model(config.model, **options)
+        model = load_model(_weights(config), **options)
         if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
             model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
         return model
@@ -80,6 +96,19 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
     model = res2net_jax.create(config.model, rngs=config.seed, **options)
     model.class_names = dataset.class_names
     return model
+
+
+def _weights(config):
+    """Where the weights to start from are; if they are gone, the run that began with them: it has what they decided."""
+    run, gone = Path(config.output).expanduser() / "checkpoints", _are_gone(config)
+    begun = devices.everywhere(any(child.name.removesuffix(".old").isdigit() for child in run.glob("[0-9]*")))
+    return str(run) if begun and gone else config.model
+
+
+def _are_gone(config):
+    """Whether some process no longer has the folder of the weights to start from."""
+    is_address = config.model in VARIANTS or "://" in config.model
+    return not devices.everywhere(is_address or Path(config.model).expanduser().exists())
 
 
 def preprocessing(config: Config, model: Res2Net) -> Preprocessing:
@@ -122,18 +151,46 @@ def require_countable(config: Config, steps_per_epoch: int) -> None:
         )
 
 
-def require_agreement(config: Config, model: Res2Net, train_set: Dataset, eval_set: Dataset) -> None:
-    """ValueError unless all processes have the same config, data and initial weights."""
+def require_agreement(options: dict[str, object], datasets: dict[str, Dataset]) -> None:
+    """ValueError unless all processes have the same options and data, wherever each keeps them.
+
+    To be asked before any loads a model: for another one, Orbax would wait for ever.
+
+    Args:
+        options: Those of the command, by name.
+        datasets: What each is called in a message, and the set.
+    """
     if jax.process_count() > 1:
-        own = {"data_dir", "workers", "output", "coordinator", "process_id"}
-        facts = {name: value for name, value in to_json(config).items() if name not in own}
-        facts["dataset"] = config.dataset.partition(":")[0] if config.dataset.startswith("folder:") else config.dataset
-        for name, dataset in (("pictures to learn from", train_set), ("pictures to evaluate on", eval_set)):
+        facts = {name: value for name, value in options.items() if name not in _OWN}
+        if options["dataset"].startswith("folder:"):
+            facts["dataset"] = "folder"
+        for name, dataset in datasets.items():
             facts[name] = len(dataset), *_contents(dataset)
-        facts["classes"] = train_set.num_classes, train_set.class_names
-        weights = (np.asarray(leaf.get_value()).tobytes() for leaf in variables(model).values())
-        facts["initial weights"] = functools.reduce(lambda total, array: zlib.crc32(array, total), weights, 0)
+            facts[f"classes of the {name}"] = dataset.num_classes, dataset.class_names
         devices.require_agreement(facts)
+
+
+def require_same_weights(model: Res2Net) -> None:
+    """ValueError unless all processes have the same weights, and each has all of them."""
+    if jax.process_count() > 1:
+        devices.require_agreement({"weights": _checksum(model)})
+
+
+def checksums(config: Config, model: Res2Net, train_set: Dataset) -> dict[str, int]:
+    """Of what a run began with and its config only names; without the weights if they are gone."""
+    found = {"checksum of the pictures to learn from": zlib.crc32(repr(_contents(train_set)).encode())}
+    if config.pretrained and not _are_gone(config):
+        # Without the stem: for grey pictures the device sums it up, and devices round differently.
+        found["checksum of the weights to start from"] = _checksum(model, without="conv1.")
+    return found
+
+
+def _checksum(model, without=None):
+    total = 0
+    for path, leaf in variables(model).items():
+        if without is None or not path.startswith(without):
+            total = zlib.crc32(np.asarray(leaf.get_value()).tobytes(), total)
+    return total
 
 
 def _contents(dataset):
@@ -149,6 +206,10 @@ def introduction(
     """The config and what is made of it, for the beginning of a run's output."""
     lines = [f"  {name:17} {value}" for name, value in dataclasses.asdict(config).items()]
     lines.append(f"{model.name} on {train_set.name}: {len(train_set):,} pictures, {steps_per_epoch:,} steps an epoch")
+    if train_set.class_names is None and isinstance(train_set.source, Files):
+        found = len(np.unique(train_set.source.labels))
+        if found < model.num_classes:
+            lines.append(f"{found} of ImageNet's 1000 classes; the model has {model.num_classes} outputs")
     lines.append(f"evaluated on {eval_set.name}[{eval_set.split}]: {len(eval_set):,} pictures")
     lines.append(f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)")
     lines.append(f"{'Resuming' if done else 'Starting'} at step {done} of {total}; the first step compiles.")

@@ -6,6 +6,7 @@ Curves and mistakes are drawn with DRAW=1 only, since it takes seconds.
 With HOLD="step 15", or another line of the log, it goes on after that line only once there is a file LOG.go.
 """
 
+import builtins
 import hashlib
 import importlib.util
 import os
@@ -104,11 +105,11 @@ def digits_alone():
 
 
 def fail(step):
-    """With FAIL="PROCESS STEP" the data are gone for this process at this step; step 0 is the beginning."""
+    """With FAIL="PROCESS STEP ERROR" this process gets this error for data at this step; step 0 is the beginning."""
     if failure := os.environ.get("FAIL"):
-        process, at = map(int, failure.split())
-        if step == at and jax.process_index() == process:
-            raise OSError("unplugged")
+        process, at, kind = failure.split()
+        if step == int(at) and jax.process_index() == int(process):
+            raise getattr(builtins, kind)("unplugged")
 
 
 def stale(see):

@@ -275,7 +275,10 @@ def test_a_resume_on_other_data_is_refused_and_leaves_the_checkpoints_alone(tmp_
 
     shutil.copy(pictures / "train/a/0.png", pictures / "train/a/more.png")
     assert refused() == ["examples: the run has 16, now there is 17"]
-    (pictures / "train/a/more.png").unlink()
+    (pictures / "train/a/more.png").rename(pictures / "train/a/0.png")
+    (pictures / "train/a/1.png").rename(pictures / "train/a/9.png")
+    assert [line.partition(":")[0] for line in refused()] == ["checksum of the pictures to learn from"]
+    (pictures / "train/a/9.png").rename(pictures / "train/a/1.png")
     for split in ("train", "val"):
         (pictures / split / "b").rename(pictures / split / "d")
     assert refused() == ["class_names: the run has ['a', 'b'], now there is ['a', 'd']"]
@@ -301,18 +304,19 @@ def test_a_picture_to_evaluate_on_that_cannot_be_read_costs_nothing_but_the_eval
     assert (row["step"], row["val_count"]) == ("4", "4")
 
 
-def test_data_that_go_away_leave_what_was_learnt(tmp_path, pictures, monkeypatch):
+@pytest.mark.parametrize("failure", [OSError, MemoryError])
+def test_data_that_go_away_leave_what_was_learnt(tmp_path, pictures, monkeypatch, failure):
     config = of_pictures(tmp_path, pictures, steps=4)
     assert train(dataclasses.replace(config, output=str(tmp_path / "undisturbed"))) == 0
     following = Batches.__next__
 
     def __next__(self):
         if self.get_state()["step"] == 3:
-            raise OSError("unplugged")
+            raise failure("unplugged")
         return following(self)
 
     monkeypatch.setattr(Batches, "__next__", __next__)
-    with pytest.raises(OSError, match="unplugged"):
+    with pytest.raises(failure, match="unplugged"):
         train(config)
     assert steps(tmp_path / "run") == [3]
     monkeypatch.undo()

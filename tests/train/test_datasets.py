@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import res2net_jax
+from train.config import Config
 from train.datasets import imagenet_synsets, open_dataset, resolve_split
 from train.imagenet_subsets import IMAGENET_A
+from train.start import introduction
 
 
 def make_folder(root, tree):
@@ -119,6 +122,13 @@ def test_a_class_called_train_is_a_class(tmp_path):
     assert open_dataset(f"folder:{tmp_path}", "validation").class_names == ("bus", "train")
 
 
+def introduced(dataset):
+    """The lines that begin a run on ``dataset``."""
+    options = {"num_classes": dataset.num_classes, "layers": (1,), "channels": (8,)}
+    model = res2net_jax.create("res2net50_26w_4s", **options)
+    return introduction(Config(), model, dataset, dataset, steps_per_epoch=1, done=0, total=1).splitlines()
+
+
 def test_synset_folders_get_imagenets_labels(tmp_path):
     synsets = list(imagenet_synsets())
     assert len(synsets) == 1000
@@ -126,6 +136,8 @@ def test_synset_folders_get_imagenets_labels(tmp_path):
     dataset = open_dataset(f"folder:{tmp_path}", "validation")
     assert dataset.num_classes == 1000 and dataset.class_names is None and dataset.class_subset is None
     assert dataset.source.labels.tolist() == [7, 999]
+    told = "2 of ImageNet's 1000 classes; the model has 1000 outputs"
+    assert told in introduced(dataset) and "outputs" not in introduced(open_dataset("digits", "train"))
     make_folder(tmp_path, {"other": ["1.png"]})
     assert open_dataset(f"folder:{tmp_path}", "validation").num_classes == 3
 

@@ -161,3 +161,14 @@ def test_in_step_passes_batches_and_failures_on():
     assert next(batches) == 1
     with pytest.raises(OSError, match="unplugged"):
         next(batches)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [("OSError('gone')", 2, "error: gone"), ("MemoryError()", 2, "error: MemoryError"), ("KeyError(1)", 1, "error: 1")],
+)
+def test_who_leaves_says_why(error, code, told):
+    program = f"from train import devices; devices.leave({error})"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    lines = result.stderr.splitlines()
+    assert (result.returncode, lines[-1], len(lines) > 1) == (code, told, code == 1)

@@ -13,7 +13,7 @@ from .conftest import ROOT, arrays, printed
 
 
 def test_all_stop_if_one_process_has_no_data(launch, tmp_path):
-    together = launch(tmp_path / "run", processes=2, FAIL="0 0")
+    together = launch(tmp_path / "run", processes=2, FAIL="0 0 OSError")
     assert [process.wait(300) for process in together] == [2, 2], printed(tmp_path / "run")
     told = [(tmp_path / f"run.{number}.txt").read_text() for number in range(2)]
     assert "error: unplugged" in told[0]
@@ -49,7 +49,7 @@ def test_a_host_that_does_not_see_the_newest_checkpoint_yet_waits_for_it(launch,
 
 def test_a_process_that_fails_alone_ends_and_does_not_wait_for_the_others(launch, tmp_path):
     # A checkpoint is being saved at this step, and whether it was is asked in all processes only later.
-    together = launch(tmp_path / "run", "--checkpoint-every", 30, processes=2, FAIL="1 32")
+    together = launch(tmp_path / "run", "--checkpoint-every", 30, processes=2, FAIL="1 32 MemoryError")
     assert together[1].wait(300) == 2, printed(tmp_path / "run")
     together[0].kill()  # Minutes later JAX would.
     together[0].wait()

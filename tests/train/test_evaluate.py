@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from res2net_jax.variants import Preprocessing, get_variant
 from train.data import eval_batches
 from train.datasets import Dataset, imagenet_synsets, open_dataset
 from train.evaluate import COLUMNS, evaluate, require_matching, require_table
-from train.start import preprocessing_of
+from train.start import load_model, preprocessing_of
 
 from .conftest import XLA_FLAGS, free_port
 
@@ -116,10 +117,13 @@ def test_eight_devices_count_as_one(digits_folder, expected, tmp_path):
     assert code == 2 and err == "error: a batch of 100 cannot be divided evenly over 8 devices\n"
 
 
-def two_processes(*arguments, cwd):
+def two_processes(*arguments, cwd, second=(), apart=False):
     together = ("--coordinator", f"localhost:{free_port()}", "--num-processes", 2)
     flags = f"--xla_force_host_platform_device_count=2 {XLA_FLAGS}"
-    running = [run(*arguments, *together, "--process-id", i, cwd=cwd, XLA_FLAGS=flags) for i in range(2)]
+    own, folders = [(), second], [cwd / str(i) if apart else cwd for i in range(2)]
+    running = [
+        run(*arguments, *together, "--process-id", i, *own[i], cwd=folders[i], XLA_FLAGS=flags) for i in range(2)
+    ]
     return [finish(process) for process in running]
 
 
@@ -131,6 +135,44 @@ def test_two_processes_of_two_devices_count_as_one(digits_folder, expected, tmp_
     assert "355 images" in out and "measured" not in silent
     (row,) = csv.DictReader((tmp_path / "results-digits.csv").read_text().splitlines())
     assert {key: row[key] for key in ("top1", "top5")} == accuracies(expected)
+
+
+def test_two_processes_that_do_not_agree_measure_nothing(digits_folder, tmp_path):
+    arguments = ("--model", digits_folder, "--dataset", "digits", "--batch-size", 48)
+    results = two_processes(
+        *arguments, cwd=tmp_path, second=("--model", tmp_path / "other", "--size", 32, "--split", "train")
+    )
+    for code, _, err in results:
+        assert code == 2 and "error: the processes of this run do not agree" in err, err
+        differing = [line.partition(":")[0].strip() for line in err.partition("same data:")[2].splitlines()[1:]]
+        assert differing == ["model", "split", "size", "pictures to evaluate on"]
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_two_processes_with_other_weights_at_the_same_place(digits_folder, tmp_path):
+    model = res2net_jax.load(digits_folder)
+    for process in range(2):
+        (tmp_path / str(process)).mkdir()
+        model.fc.bias[...] += process
+        res2net_jax.save(model, tmp_path / str(process) / "model")
+    # Each in a folder of its own, as on hosts with disks of their own.
+    results = two_processes("--model", "./model", "--dataset", "digits", "--batch-size", 48, cwd=tmp_path, apart=True)
+    for code, _, err in results:
+        assert code == 2 and re.search(r"error: the processes .* do not agree.*:\n  weights: here \d+\n", err), err
+
+
+def test_the_newest_checkpoint_is_that_of_process_0(digits_folder, tmp_path, monkeypatch):
+    for step in ("7", "8"):
+        shutil.copytree(digits_folder, tmp_path / step)
+    loaded = []
+    monkeypatch.setattr(res2net_jax, "load", lambda name: loaded.append(name))
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("train.devices.together", lambda action: action())
+    for step in ([7], []):
+        monkeypatch.setattr("train.devices.of_the_first", lambda steps, step=step: step)
+        load_model(str(tmp_path))
+    load_model("res2net50_26w_4s")
+    assert loaded == [str(tmp_path / "7"), str(tmp_path), "res2net50_26w_4s"]
 
 
 def test_accuracy_is_that_of_timm(timm_model, photos, checkpoint_folder, tmp_path):

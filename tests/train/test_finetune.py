@@ -172,6 +172,27 @@ def test_the_classifier_is_kept_for_the_same_classes_alone(pretrained, tmp_path)
     assert not np.array_equal(other, classifier(tuple("56789"), seed=2))
 
 
+def test_a_resume_from_other_weights_is_refused_and_one_whose_weights_are_gone_goes_on(pretrained, tmp_path):
+    pictures, weights = write_pictures(tmp_path / "pictures", range(5), "01234"), tmp_path / "weights"
+    model = res2net_jax.load(pretrained)
+    res2net_jax.save(model, weights)
+    begun = finetune(weights, pictures, tmp_path / "run", epochs=2, steps=2)
+    longer = dataclasses.replace(begun, steps=4)
+    undisturbed = dataclasses.replace(longer, output=str(tmp_path / "undisturbed"))
+    trained(begun)
+    expected = arrays(trained(undisturbed))
+    model.bn1.scale[...] += 1
+    res2net_jax.save(model, weights, overwrite=True)
+    with pytest.raises(ValueError, match="from other weights; put.*\n  checksum of the weights to start from"):
+        train(longer)
+    weights.rename(tmp_path / "elsewhere")
+    found = arrays(trained(longer))
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+    (tmp_path / "elsewhere").rename(weights)
+    with pytest.raises(ValueError, match="checksum of the weights"):  # which the run has not forgotten
+        train(dataclasses.replace(longer, steps=6))
+
+
 def test_nothing_is_frozen_that_was_never_trained(capsys):
     with pytest.raises(ValueError, match="freeze keeps the backbone as it is.*add --pretrained"):
         Config(freeze="backbone")

@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, or that a full disk does not take: the run goes on from what there is."""
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -8,9 +9,33 @@ import time
 import numpy as np
 import pytest
 
+import res2net_jax
+from res2net_jax.init import variables
 from train.report import read_rows
 
 from .conftest import arrays, printed, small, steps, train
+
+
+def flip_a_bit(checkpoint):
+    data = max((checkpoint / "model").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 8
+    data.write_bytes(content)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_flipped_bit_is_noticed_by_load(tmp_path, ema):
+    assert train(small(tmp_path, ema=ema)) == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "2"
+    file = checkpoint / "_CHECKPOINT_METADATA"
+    stored = json.loads(file.read_text())
+    assert len(stored["custom_metadata"]["crc32"]) == len(variables(res2net_jax.load(tmp_path / "run")))
+    flip_a_bit(checkpoint)
+    with pytest.raises(ValueError, match="the checkpoint .*checkpoints/2 is damaged: .* is not what was saved"):
+        res2net_jax.load(tmp_path / "run")
+    del stored["custom_metadata"]["crc32"]
+    file.write_text(json.dumps(stored))  # as of an earlier version
+    res2net_jax.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no metadata", "empty folder"])
@@ -19,13 +44,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, dama
     assert train(config) == 0
     expected = arrays(tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "6"
-    data = max((file for file in (newest / "model").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-    content = bytearray(data.read_bytes())
     if damage == "flipped bit":
-        content[len(content) // 2] ^= 8
-        data.write_bytes(content)
+        flip_a_bit(newest)
     elif damage == "cut short":
-        data.write_bytes(content[: len(content) // 2])
+        data = max((newest / "model").rglob("d/*"), key=lambda file: file.stat().st_size)
+        os.truncate(data, data.stat().st_size // 2)
     elif damage == "no metadata":
         (newest / "_CHECKPOINT_METADATA").unlink()
     else:

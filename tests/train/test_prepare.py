@@ -245,8 +245,26 @@ def test_validation_alone_can_be_prepared(tars, tmp_path):
     result = command("train.prepare", *arguments, cwd=tmp_path)
     assert result.returncode == 0 and "no ILSVRC2012_img_train.tar" in result.stdout
     assert "imagenet2012 validation: 7 pictures" in result.stdout and "imagenet2012 train" not in result.stdout
-    with pytest.raises(ValueError, match="has no split 'train'; it has validation"):
+    message = "has no split 'train'; it has validation: its tar was not there. Move or remove .*5.1.0 and prepare it"
+    with pytest.raises(ValueError, match=message):
         open_dataset("imagenet2012", "train", data_dir=tmp_path / "data")
+    result = command("train.prepare", "--manual-dir", tars, "--data-dir", tmp_path / "data", cwd=tmp_path)
+    assert result.returncode == 2 and "Already there" not in result.stdout
+    folder = tmp_path / "data/imagenet2012/5.1.0"
+    assert f"error: {folder} was prepared without ILSVRC2012_img_train.tar. Move or remove it" in result.stderr
+
+
+def test_another_format_is_not_prepared_over(copy, tars):
+    info = copy / "imagenet2012/5.1.0/dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    for file in info.parent.glob("*.array_record*"):
+        file.rename(file.with_name(file.name.replace("array_record", "tfrecord")))
+    message = "was prepared as tfrecord, which has no random access. Move or remove it, or give another --data-dir"
+    with pytest.raises(ValueError, match=message):
+        open_dataset("imagenet2012", "train", data_dir=copy)
+    result = command("train.prepare", "--manual-dir", tars, "--data-dir", copy, cwd=copy)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"error: {info.parent} was prepared in another format than array_record. Move or remove it" in result.stderr
 
 
 def test_a_broken_tar_leaves_nothing(tars, tmp_path):

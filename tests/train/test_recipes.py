@@ -76,6 +76,7 @@ def arrays_of(folder):
         {"drop_rate": 0.1, "drop_path_rate": 0.1, "drop_block_rate": 0.1},
         {"mixup": 0.2, "random_erasing": 0.25, "augment": Augment(rand_augment=9, color_jitter=0.4)},
         {"cutmix": 1.0, "mixup": 0.8, "ema": 0.99, "accumulate": 2, "remat": True, "batchnorm_group": 16},
+        {"momentum": 0.0, "weight_decay": 0.0},
         {"dtype": "bfloat16", "zero_init_last": True, "warmup_epochs": 2, "eval_batch_size": 64, "workers": 1},
     ],
     ids=lambda switches: "-".join(switches),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from batches import take
 
+from train import pipeline
 from train.data import train_batches
 from train.datasets import open_dataset
 from train.pipeline import Batches
@@ -123,6 +124,16 @@ def test_workers_end_by_themselves_with_more_to_send_than_a_pipe_takes(little_sh
     finally:
         batches.close()
     assert [worker.exitcode for worker in workers] == [0, 0], "killed, after a wait"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is taken to be there elsewhere")
+def test_pipes_in_place_of_shared_memory_are_told_once(little_shared_memory, capsys):
+    pipeline._warned_of_pipes.clear()
+    for _ in range(2):
+        batches = batches_of(lambda number: {"image": np.zeros(9, np.uint8)})
+        next(batches)
+        batches.close()
+    assert capsys.readouterr().err.count("WARNING: /dev/shm has 0.1 GB free, and the workers' batches want 2.1 GB") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory is taken to be there elsewhere")
