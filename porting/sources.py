@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import re
-import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from porting import download, hashing
 from porting.convert import to_numpy
 from res2net_jax.files import first_line
+from res2net_jax.provenance import without_secrets
 
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _FILE = re.compile(r"\.(pth|pt|bin|tar|safetensors)$")
@@ -64,7 +64,7 @@ def fetch(source: str | os.PathLike, *, check_hash: bool = True, cache_dir: str 
     if text.startswith(("http://", "https://")):
         prefix = hashing.published_prefix(text) if check_hash else None
         path = download.from_url(text, cache_dir, sha256_prefix=prefix)
-        return Release(path, _public(text), hashing.sha256(path))
+        return Release(path, without_secrets(text), hashing.sha256(path))
     if path.is_file():
         prefix = hashing.published_prefix(path.name) if check_hash else None
         return Release(path, str(path), hashing.require(path, prefix))
@@ -79,12 +79,6 @@ def fetch(source: str | os.PathLike, *, check_hash: bool = True, cache_dir: str 
         hint = f"there is {inside[0]} in it" if inside else "expected a .pth or .safetensors file, a URL, or a hub id"
         raise ValueError(f"{text} is a folder; {hint}")
     raise FileNotFoundError(f"there is no file {text}; expected a .pth or .safetensors file, a URL, or a hub id")
-
-
-def _public(url):
-    """``url`` without what may be secret: a user's name, and the signature that a query may be."""
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def read_file(path: Path) -> dict[str, np.ndarray]:

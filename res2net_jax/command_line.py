@@ -57,6 +57,10 @@ def _run(command):
         except OSError:
             silence_stdout()  # which was itself what failed, e.g. on a full disk
         code = 2
+    try:
+        sys.stderr.flush()
+    except OSError:  # nobody reads it; Python would end with code 120
+        _silence(sys.stderr)
     if _abandoned.is_set():
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError):
@@ -136,7 +140,11 @@ def _reports():
 
 def silence_stdout() -> None:
     """What is still written to standard output is lost, without an error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _silence(sys.stdout)
+
+
+def _silence(stream):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

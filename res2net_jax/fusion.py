@@ -145,7 +145,9 @@ def cast_weights(model: Res2Net) -> None:
     """Casts the weights of convolutions and the classifier to what they compute in, and pads them, as calls would."""
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Conv):
-            kernel, bias = module.weights(module.dtype or module.kernel.dtype)
+            # On a GPU those of 16 bits are for images of 16 bits, whose tiles they are padded to.
+            narrow = module.folded_from if jax.default_backend() == "gpu" else None
+            kernel, bias = module.weights(module.dtype or narrow or module.kernel.dtype)
             module.kernel.set_value(kernel)
             if bias is not None:
                 module.bias.set_value(bias)
@@ -159,8 +161,6 @@ def _turn_kernels(model):
     for _, module in nnx.iter_modules(model):
         if type(module) is not Conv or module.kernel.shape[0] == 1 or module.kernel.shape[2] <= 4:
             continue  # a matrix, the stem's, or of a class that has ways of its own
-        if module.dtype is None and jnp.dtype(module.folded_from or module.kernel.dtype).itemsize < 4:
-            continue  # computes in 16 bits or in 32, as the images are
         kernel = module.kernel.get_value()
         plain = len(kernel) == 3 and module.stride == module.dilation == module.groups == 1
         if plain and kernel.shape[2] <= 16 and module.bias is not None and alignment.multiple(kernel.dtype) > 1:

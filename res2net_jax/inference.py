@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from res2net_jax.arch import natural
 from res2net_jax.fusion import compiled
-from res2net_jax.init import is_in_train_mode, require_model
+from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import Picture, preprocess
 
@@ -49,8 +49,6 @@ def classify(
     names = class_names(model)
     top_k = min(natural("top_k", top_k, least=1), model.num_classes)
     batch_size = natural("batch_size", batch_size, least=1)
-    if is_in_train_mode(model):
-        raise ValueError("this model is in train mode, so its answers would depend on the batch; call model.eval()")
     is_array = isinstance(images, jax.Array | np.ndarray)
     if is_array and images.dtype == np.uint8:
         is_array = False

@@ -1,6 +1,7 @@
 """Whose weights a checkpoint holds, by its record ``source`` of where they came from."""
 
 import re
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,26 @@ def with_ancestor(source: dict[str, Any] | None, ancestor: str | None) -> dict[s
 
 
 def _is_of(variant, source):
-    origin = str(source.get("origin", ""))
-    if re.fullmatch(rf"hf://{re.escape(variant.hub_id)}(@.*)?", origin):
+    # By where it is on the hub, or by its hash, whose first digits the .pth's name has: anybody may give a file a name.
+    if re.search(rf"(^|/){re.escape(variant.hub_id)}([@/].*)?$", str(source.get("origin", ""))):
         return True
-    digest = Path(variant.pth).stem.rpartition("-")[2]  # the first digits of it; anybody may give a file that name
-    return variant.pth in origin and str(source.get("sha256", "")).startswith(digest)
+    return str(source.get("sha256", "")).startswith(Path(variant.pth).stem.rpartition("-")[2])
+
+
+def public(source: dict[str, Any]) -> dict[str, Any]:
+    """``source`` without what is nobody's business: folders of this machine, and what may be secret in an address."""
+    source = dict(source)
+    origin, dataset = (str(source.get(key) or "") for key in ("origin", "dataset"))
+    if origin:
+        source["origin"] = without_secrets(origin) if "://" in origin else Path(origin).name
+    if dataset.startswith("folder:"):
+        source["dataset"] = f"folder:{Path(dataset.removeprefix('folder:')).name}"
+    return source
+
+
+def without_secrets(address: str) -> str:
+    """``address`` without a user's name, and without its query, which may be a signature; of the hub as it is."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("http", "https"):
+        return address
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -21,6 +21,7 @@ from res2net_jax.metadata import describe, is_checkpoint, read_metadata
 from res2net_jax.model import Res2Net
 from res2net_jax.model_card import model_card
 from res2net_jax.preprocess import known_setting
+from res2net_jax.provenance import public
 from res2net_jax.variants import VARIANTS
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -143,7 +144,7 @@ def require_host(repo: str) -> None:
 def _described(model):
     """The model and the metadata to store with it."""
     if isinstance(model, Res2Net):
-        return model, _of_release(model) or describe(model)
+        return model, _public(_of_release(model) or describe(model))
     if not isinstance(model, str | os.PathLike):
         require_model(model)
     folder = hub.local_folder(model) if hub.is_folder(model) else hub.cached(model)
@@ -151,13 +152,11 @@ def _described(model):
     evaluation = (metadata.get("train") or {}).get("evaluation")
     if evaluation:
         metadata["source"]["evaluation"] = evaluation
-    source = metadata["source"]  # of which a path on this machine is nobody's business
-    origin, dataset = (str(source.get(key) or "") for key in ("origin", "dataset"))
-    if origin and "://" not in origin:
-        source["origin"] = Path(origin).name
-    if dataset.startswith("folder:"):
-        source["dataset"] = f"folder:{Path(dataset.removeprefix('folder:')).name}"
-    return checkpoint.load(folder), metadata
+    return checkpoint.load(folder), _public(metadata)
+
+
+def _public(metadata):
+    return metadata | {"source": public(metadata["source"])}
 
 
 def _of_release(model):

@@ -186,7 +186,7 @@ def _run(config, stop, opened):
                 if evaluation_due and not signum:
                     try:
                         evaluation, answers, signum = evaluate()
-                    except (ValueError, OSError):  # a picture that cannot be read, in all processes at once
+                    except Exception:  # a picture that cannot be read, say, in all processes at once
                         checkpoints.finish(done, state)
                         raise
                 if signum:

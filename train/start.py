@@ -86,7 +86,7 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
         **config.arch,
     }
     if config.pretrained:
-        model = load_model(_weights(config), **options)
+        model = _load_weights(config, options)
         if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
             model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
         return model
@@ -98,17 +98,28 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
     return model
 
 
-def _weights(config):
-    """Where the weights to start from are; if they are gone, the run that began with them: it has what they decided."""
-    run, gone = Path(config.output).expanduser() / "checkpoints", _are_gone(config)
-    begun = devices.everywhere(any(child.name.removesuffix(".old").isdigit() for child in run.glob("[0-9]*")))
-    return str(run) if begun and gone else config.model
+def _load_weights(config, options):
+    """The weights to start from; if they are gone, those of the run that began with them: it has what they decided."""
+    run = Path(config.output).expanduser() / "checkpoints"
+    steps = sorted((int(child.name) for child in run.glob("[0-9]*") if child.name.isdigit()), reverse=True)
+    steps = devices.of_the_first(steps)
+    if not steps or not _are_gone(config):
+        return load_model(config.model, **options)
+    for step in steps:
+        try:
+            return load_model(str(run / str(step)), **options)
+        except ValueError as error:  # damaged; which one the run goes on from is decided later
+            failure = error
+    raise failure
 
 
 def _are_gone(config):
     """Whether some process no longer has the folder of the weights to start from."""
-    is_address = config.model in VARIANTS or "://" in config.model
-    return not devices.everywhere(is_address or Path(config.model).expanduser().exists())
+    try:
+        found = config.model in VARIANTS or "://" in config.model or locate(config.model)
+    except (OSError, ValueError):
+        found = None
+    return not devices.everywhere(bool(found))
 
 
 def preprocessing(config: Config, model: Res2Net) -> Preprocessing:

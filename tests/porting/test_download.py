@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 import porting
 from porting import download, release, sources
-from res2net_jax import get_variant
+from res2net_jax import get_variant, provenance
 
 CONTENT = save({"a": np.arange(1_000_000, dtype="float32")})
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -125,7 +125,7 @@ def test_the_secrets_of_an_address_are_not_kept(server, tmp_path):
     server.files["/model.safetensors?signature=secret"] = CONTENT
     public = server.url + "/model.safetensors"
     assert sources.fetch(public + "?signature=secret", cache_dir=tmp_path).origin == public
-    assert sources._public(public.replace("://", "://me:secret@") + "?signature=secret#secret") == public
+    assert provenance.without_secrets(public.replace("://", "://me:secret@") + "?signature=secret#secret") == public
 
 
 def test_no_space(url, tmp_path, monkeypatch):

@@ -67,11 +67,11 @@ def test_a_step_within_shard_map_on_one_device(model):
     assert_close(jax.jit(mapped)(params, images()), jax.jit(step)(params), 1e-11)
 
 
-def test_a_mesh_of_two_devices():
+def test_a_mesh_of_four_devices():
     program = """
 import jax, numpy as np, res2net_jax
-mesh = jax.make_mesh((2,), ("data",))
-everywhere, spread = jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P("data"))
+mesh = jax.make_mesh((2, 2), ("data", "rows"))
+everywhere, spread = jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P("data", "rows"))
 model = res2net_jax.create("res2net50_26w_4s", layers=(1, 1), channels=(16, 64)).eval()
 images = np.random.default_rng(0).standard_normal((4, 64, 64, 3)).astype("float32")
 expected = jax.jit(lambda model, x: model(x))(model, images)
@@ -85,7 +85,7 @@ assert len(res2net_jax.classify(model, images)) == 4
 assert res2net_jax.feature_extractor(model, "layer1")(images).sharding.spec[0] == "data"
 print("done")
 """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     arguments = [sys.executable, "-c", program]
     done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | flags, timeout=120)
     assert done.stdout == "done\n", done.stderr[-2000:]

@@ -224,9 +224,22 @@ def test_the_card_of_weights_that_are_called_like_a_release(source):
     assert variant.pth == "res2net50_48w_2s-afed724a.pth" and variant.hub_id == "timm/res2net50_48w_2s.in1k"
     metadata = describe(res2net_jax.create(variant.name), source=source)
     assert "model-index" not in model_card(metadata, "hf://me/mine", license="mit")
-    whole = {"origin": f"https://some.where/{variant.pth}", "sha256": "afed724a" + "0" * 56}
-    for released in (whole, {"origin": f"hf://{variant.hub_id}"}, {"origin": f"hf://{variant.hub_id}@{'0' * 40}"}):
+    whole = {"origin": "mine.pth", "sha256": "afed724a" + "0" * 56}
+    places = f"hf://{variant.hub_id}", f"hf://{variant.hub_id}@main", f"https://hub/{variant.hub_id}/resolve/main/m"
+    for released in (whole, *({"origin": place} for place in places)):
         assert "model-index" in model_card(metadata | {"source": released}, "hf://me/mine")
+
+
+def test_what_is_nobody_s_business_is_not_pushed(hub_server, model, tmp_path):
+    """As checkpoints by earlier versions still have it."""
+    for number, (origin, left) in enumerate(
+        [
+            ("https://me:secret@host/x.safetensors?signature=secret", "https://host/x.safetensors"),
+            (str(tmp_path / "x.pth"), "x.pth"),
+        ]
+    ):
+        folder = checkpoint.save(model, tmp_path / str(number), source={"origin": origin})
+        assert sharing._described(folder)[1]["source"] == {"origin": left}
 
 
 def test_the_card_of_weights_that_began_as_released_ones(hub_server, release, tmp_path):

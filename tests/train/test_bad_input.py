@@ -304,6 +304,16 @@ def test_a_picture_to_evaluate_on_that_cannot_be_read_costs_nothing_but_the_eval
     assert (row["step"], row["val_count"]) == ("4", "4")
 
 
+def test_an_evaluation_without_memory_costs_nothing_but_itself(tmp_path, pictures, monkeypatch):
+    def eval_batches(*arguments, **options):
+        raise MemoryError("too little")
+
+    monkeypatch.setattr(imagenet, "eval_batches", eval_batches)
+    with pytest.raises(MemoryError, match="too little"):
+        train(of_pictures(tmp_path, pictures, steps=4))
+    assert steps(tmp_path / "run") == [4]
+
+
 @pytest.mark.parametrize("failure", [OSError, MemoryError])
 def test_data_that_go_away_leave_what_was_learnt(tmp_path, pictures, monkeypatch, failure):
     config = of_pictures(tmp_path, pictures, steps=4)

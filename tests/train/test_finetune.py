@@ -177,6 +177,7 @@ def test_a_resume_from_other_weights_is_refused_and_one_whose_weights_are_gone_g
     model = res2net_jax.load(pretrained)
     res2net_jax.save(model, weights)
     begun = finetune(weights, pictures, tmp_path / "run", epochs=2, steps=2)
+    begun = dataclasses.replace(begun, checkpoint_every=1, keep=2)
     longer = dataclasses.replace(begun, steps=4)
     undisturbed = dataclasses.replace(longer, output=str(tmp_path / "undisturbed"))
     trained(begun)
@@ -186,8 +187,13 @@ def test_a_resume_from_other_weights_is_refused_and_one_whose_weights_are_gone_g
     with pytest.raises(ValueError, match="from other weights; put.*\n  checksum of the weights to start from"):
         train(longer)
     weights.rename(tmp_path / "elsewhere")
+    weights.mkdir()  # and nothing in it
+    newest = [file for file in (tmp_path / "run/checkpoints/2/model").rglob("*") if file.is_file()]
+    max(newest, key=lambda file: file.stat().st_size).write_bytes(b"damaged")
     found = arrays(trained(longer))
     assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+    assert (tmp_path / "run/checkpoints/2.damaged").is_dir()
+    weights.rmdir()
     (tmp_path / "elsewhere").rename(weights)
     with pytest.raises(ValueError, match="checksum of the weights"):  # which the run has not forgotten
         train(dataclasses.replace(longer, steps=6))
