@@ -55,10 +55,13 @@ def draw(rows: list[dict[str, str]]) -> plt.Figure:
                 for where in (ratios, far)
             )
             places = [place + (i - (len(peers) - 1) / 2) * height for place in range(len(models))]
-            bars = panel.barh(places, values, height * 0.9, color=COLORS[peer], label=peer)
-            labels = ["" if value != value else f"{value:.2f}" for value in values]
+            panel.barh(places, values, height * 0.9, color=COLORS[peer], label=peer)
             behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # the line at 1 would cross them
-            panel.bar_label(bars, labels, padding=3, fontsize=7, color="#444444", bbox=behind)
+            style = {"fontsize": 7, "color": "#444444", "bbox": behind, "va": "center_baseline"}
+            for place, value, dot in zip(places, values, values_far):
+                if value == value:
+                    end = dot if value < dot + 0.02 < value + 0.3 else value  # not where the dot is
+                    panel.annotate(f"{value:.2f}", (end, place), (4, 0), textcoords="offset points", **style)
             panel.scatter(values_far, places, s=7, color="black", zorder=3, label="" if i else FAR)
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set_title(f"batch {batch}", fontsize=10)
