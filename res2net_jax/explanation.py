@@ -41,7 +41,8 @@ def explain(
         method: ``"gradcam"`` or ``"gradcam++"``.
         stage: ``"act1"`` (the stem), ``"layer1"`` to ``"layer4"``; by default the last. Early ones are finer in place,
             late ones in meaning.
-        classes: One class for all images, one an image, or several an image. None takes each image's likeliest.
+        classes: One class for all images, one an image, or several an image. None takes each image's likeliest. Of
+            traced ones, which cannot be checked, one that the model has not gives a map of zeros.
 
     Returns:
         Maps at the resolution of the stage, at least 0 and not scaled; several an image if ``classes`` has two axes. In

@@ -108,8 +108,9 @@ def test_within_another_program(twins, x64, images):
     np.testing.assert_allclose(within, expected, rtol=0, atol=1e-12 * float(expected.max()))
     for classes in (jnp.array(2), jnp.arange(len(x))):  # traced as well
         expected = res2net_jax.explain(model, x, classes=classes)
-        within = jax.jit(lambda model, x, classes: res2net_jax.explain(model, x, classes=classes))(model, x, classes)
-        np.testing.assert_allclose(within, expected, rtol=0, atol=1e-12 * float(expected.max()))
+        traced = jax.jit(lambda model, x, classes: res2net_jax.explain(model, x, classes=classes))
+        np.testing.assert_allclose(traced(model, x, classes), expected, rtol=0, atol=1e-12 * float(expected.max()))
+    assert not traced(model, x, jnp.full(len(x), model.num_classes)).any()
 
 
 @pytest.mark.parametrize("classes", [None, 1, np.zeros((0, 2), int)])
