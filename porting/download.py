@@ -67,8 +67,17 @@ def from_url(url: str, cache_dir: str | os.PathLike | None = None, *, sha256_pre
     return target
 
 
-def from_hub(repo: str, revision: str | None = None, file: str = "model.safetensors") -> Path:
-    """``file`` of a Hugging Face repository, from the hub's own cache if it is there.
+def from_hub(
+    repo: str,
+    revision: str | None = None,
+    file: str = "model.safetensors",
+    *,
+    cache_dir: str | os.PathLike | None = None,
+) -> Path:
+    """``file`` of a Hugging Face repository, from the cache if it is there.
+
+    The cache is the hub's own (``$HF_HOME``), in which timm may have put it already; with ``cache_dir`` it is ``hub``
+    in that.
 
     Raises:
         FileNotFoundError: No such repository, revision or file.
@@ -78,10 +87,11 @@ def from_hub(repo: str, revision: str | None = None, file: str = "model.safetens
     import huggingface_hub
     from huggingface_hub import errors
 
+    place = {"revision": revision, "cache_dir": cache_dir and files.cache_home(cache_dir) / "hub"}
     try:
-        if huggingface_hub.try_to_load_from_cache(repo, file, revision=revision) is None:
+        if huggingface_hub.try_to_load_from_cache(repo, file, **place) is None:
             require_host(repo)
-        path = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+        path = Path(huggingface_hub.hf_hub_download(repo, file, **place))
     except errors.LocalEntryNotFoundError as error:
         raise ConnectionError(f"cannot reach the hub for {repo}, and its cache does not have it") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:

@@ -46,7 +46,8 @@ def read(
         source: A ``.pth`` file (zip or legacy format; needs torch), a ``.safetensors`` file, an
             ``http(s)`` URL of either, or a hub id ``"owner/name"`` (also ``"hf://owner/name@revision"``).
         check_hash: Compare the file's SHA-256 with the prefix in its name (torch.hub's convention).
-        cache_dir: As in :func:`res2net_jax.load`; URLs are downloaded to its ``downloads``.
+        cache_dir: As in :func:`res2net_jax.load`; URLs are downloaded to its ``downloads``, and what is on the hub to
+            its ``hub``, without ``cache_dir`` to the hub's own cache (``$HF_HOME``).
 
     Raises:
         FileNotFoundError: No such file or repository.
@@ -71,7 +72,7 @@ def fetch(source: str | os.PathLike, *, check_hash: bool = True, cache_dir: str 
     hub_id = _HUB_ID.fullmatch(text)
     if hub_id and not _FILE.search(text) and not path.exists():
         repo, revision = hub_id.groups()
-        path = download.from_hub(repo, revision)
+        path = download.from_hub(repo, revision, cache_dir=cache_dir)
         commit = path.parent.name  # for main and the like move
         return Release(path, f"hf://{repo}@{commit}", hashing.sha256(path))
     if path.is_dir():

@@ -1,5 +1,8 @@
 """Res2Net in JAX and Flax, with the published ImageNet weights."""
 
+from res2net_jax import backend as backend
+from res2net_jax import groups as groups
+from res2net_jax import stablehlo as stablehlo
 from res2net_jax.arch import Arch
 from res2net_jax.checkpoint import save
 from res2net_jax.explanation import explain

@@ -45,10 +45,10 @@ class Activation(nnx.Module):
 def relu_of_sum(x: jax.Array, y: jax.Array) -> jax.Array:
     """``relu(x + y)``, in the form that the backend at hand computes best.
 
-    But at inference on a GPU it is an operation of two arrays, ``max(x, -y) + y``: equal to the bit, except that where
-    y is -inf it is NaN, not 0. An operation of one, as relu, XLA:CPU computes again within each use of it: in a row of
-    residual blocks, whose output is used by the block after it and by that one's own sum, all sums before would be
-    computed again in each. On a GPU the gradient would keep the sum beside its relu.
+    At inference on a GPU it is computed as written. Elsewhere, and in all gradients, as ``max(x, -y) + y``: the same
+    bits, except for NaN instead of 0 where y is -inf. Why: XLA:CPU computes an elementwise operation of one array, as
+    relu is, again in each operation that uses it, so that every residual block of a stage would compute all sums before
+    it again; and on a GPU the backward pass would store the sum beside its relu.
     """
     if jax.default_backend() == "gpu":
         return jnp.maximum(x + y, 0)  # as the product before it can take in

@@ -3,12 +3,11 @@
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from res2net_jax.layers import Conv
+from res2net_jax.layers import Conv, common_type
 
 
 class SqueezeExcite(nnx.Module):
@@ -45,7 +44,7 @@ class ChannelConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b c"]:
-        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
+        dtype = self.dtype or common_type(x.dtype, self.kernel.dtype)
         kernel = self.kernel[...].astype(dtype)
         pad = len(kernel) // 2
         layout = ("NWC", "WIO", "NWC")

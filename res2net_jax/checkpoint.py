@@ -212,7 +212,10 @@ def _fill(model, folder, place, metadata):
 
 
 def _cause(error, handled):
-    """What Orbax stumbled on, for its own words are of its handlers; ``handled`` came before it."""
+    """The innermost cause, which Orbax wraps in messages about its own handlers.
+
+    Not further than ``handled``, the exception that our caller was already handling.
+    """
     while (before := error.__cause__ or error.__context__) not in (None, handled):
         error = before
     return first_line(error).partition(" [tensorstore_spec")[0]

@@ -15,7 +15,7 @@ from res2net_jax.files import first_line, out_of_memory
 
 # What bad input, a missing extra, the network or the disk raise. Anything else, but for a lack of memory, is a defect
 # and shows its traceback.
-EXPECTED = (ValueError, TypeError, OSError, ImportError)
+EXPECTED = (ValueError, OSError, ImportError)
 
 
 def main(command: Callable[[list[str]], int | None]) -> None:

@@ -28,7 +28,7 @@ def direct(
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         # A matrix product says all there is to a 1x1 convolution, and XLA:CPU runs it faster (by default options,
-        # inference at batch 8 in 0.57 s for 0.75, a training step in 2.9 s for 3.5). Of matrices, not of
+        # inference at batch 8 in 0.57 s instead of 0.75, a training step in 2.9 s instead of 3.5). Of matrices, not of
         # [b, h, w, i]: the kernel's gradient would contract three axes, before which XLA:CPU transposes them.
         return _multiply(x[:, ::stride, ::stride], kernel[0, 0])
     return _padded(x, kernel, size, "HWIO", stride, dilation, groups)
@@ -167,7 +167,8 @@ def by_rows(x: Float[Array, "b h w i"], kernel: Float[Array, "3 i 3 o"]) -> Floa
     features, width = kernel.shape[-1], x.shape[2]
     # Of large maps one column too many: of as many as x has, XLA:CPU would take the middle neighbours for x itself and
     # compute that, the sum of a split and the output before it, once more. Together with the sum by cases, a cascade of
-    # 7 splits [2, 56, 56, 14] in 1.40 ms for 1.73; of smaller maps it gains nothing ([8, 14, 14, 56]: 3.3 for 3.2).
+    # 7 splits [2, 56, 56, 14] in 1.40 ms instead of 1.73; of smaller maps it gains nothing ([8, 14, 14, 56]: 3.3
+    # instead of 3.2).
     large = min(x.shape[1:3]) > 32
     neighbours = _neighbours(x, more=large)
     rows = kernel.reshape(-1, 3 * features)

@@ -31,7 +31,7 @@ def cost(model: Res2Net, height: int = 224, width: int = 224) -> Cost:
     The published figures are at 224 x 285, not at the size the accuracies were measured at. ``model`` may
     be abstract, and in train mode: nothing is computed, and it is the cost in eval mode.
     """
-    model = nnx.merge(*nnx.split(model)).eval()
+    model = nnx.clone(model).eval()
     model.set_attributes(dtype=jnp.promote_types(model.param_dtype, jnp.float32))  # on a GPU 16-bit ones are padded
     # Two images, because what does not depend on them (the counts of a ceil_mode pool) has a batch of one.
     images = jax.ShapeDtypeStruct((2, height, width, model.in_chans), model.param_dtype)

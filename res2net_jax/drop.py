@@ -44,7 +44,7 @@ class DropPath(_Drop):
 class DropBlock(_Drop):
     """timm's DropBlock2d: zeroes squares of all channels (Ghiasi et al. 2018, "DropBlock", algorithm 1).
 
-    What is kept is scaled by the share that was kept, over the whole batch.
+    What is kept is divided by the share that was kept, over the whole batch.
     """
 
     def __init__(self, rate: float, *, block_size: int, gamma_scale: float):

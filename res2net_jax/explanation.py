@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from res2net_jax.backend import jit
 from res2net_jax.blocks import run
 from res2net_jax.init import is_in_train_mode, require_model
+from res2net_jax.layers import common_type
 from res2net_jax.model import Res2Net
 
 METHODS = ("gradcam", "gradcam++")
@@ -108,7 +109,7 @@ def _compiled_maps():
         if classes is None:
             classes = jnp.argmax(logits, -1)[:, None]
         one_hot = jax.nn.one_hot(classes.T, model.num_classes, dtype=logits.dtype)  # [k, b, num_classes]
-        precision = jnp.promote_types(features.dtype, jnp.float32)
+        precision = common_type(features.dtype, jnp.float32)
         features = features.astype(precision)
 
         def of_class(one_hot):

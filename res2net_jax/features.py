@@ -26,7 +26,7 @@ class FeaturePyramid(nnx.Module):
         self.out_indices = tuple(backbone.feature_indices(out_indices))
         if not self.out_indices:
             raise ValueError("a pyramid has at least one map; out_indices picks none")
-        backbone = nnx.merge(*nnx.split(backbone))
+        backbone = nnx.clone(backbone)
         backbone.reset_classifier(0)
         for stage in range(max(self.out_indices), len(backbone.arch.layers)):
             delattr(backbone, f"layer{stage + 1}")
@@ -42,10 +42,12 @@ class FeaturePyramid(nnx.Module):
         return FeatureInfo(self.backbone.feature_info[i] for i in self.out_indices)
 
     def train(self, mode: bool = True) -> "FeaturePyramid":
+        """As of :class:`Res2Net`."""
         self.backbone.train(mode)
         return self
 
     def eval(self) -> "FeaturePyramid":
+        """As of :class:`Res2Net`."""
         return self.train(False)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -12,6 +12,7 @@ from flax import nnx
 from res2net_jax import files, stablehlo
 from res2net_jax.arch import natural
 from res2net_jax.features import FeaturePyramid, backbone_of
+from res2net_jax.hub import import_porting
 from res2net_jax.init import is_in_train_mode, require_model
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import known_setting
@@ -77,6 +78,7 @@ def export(
     if file.suffix in (".pth", ".safetensors"):
         if uint8 or size is not None:
             raise ValueError(f"uint8 and size are of programs; {file.suffix} holds weights alone")
+        import_porting()
         import porting.export
 
         with files.replacing(file, overwrite=overwrite) as temporary:
@@ -88,6 +90,7 @@ def export(
     size, scaling = _size(backbone, size), _scaling(backbone) if uint8 else None
     with files.replacing(file, overwrite=overwrite) as temporary:
         if file.suffix == ".onnx":
+            import_porting()
             import porting.onnx
 
             porting.onnx.write(model, temporary, size=size, scaling=scaling)

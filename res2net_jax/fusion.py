@@ -31,7 +31,7 @@ def fuse(model: Res2Net | FeaturePyramid) -> Res2Net | FeaturePyramid:
         ValueError: ``model`` is in train mode.
     """
     if isinstance(model, FeaturePyramid):
-        pyramid = nnx.merge(*nnx.split(model))
+        pyramid = nnx.clone(model)
         pyramid.backbone = fuse(model.backbone)
         return pyramid
     return _fused(model, layout=lambda conv: "HWIO")
@@ -41,7 +41,7 @@ def _fused(model, layout):
     """:func:`fuse`, with each kernel in the ``layout`` of its convolution."""
     require_model(model)
     _require_eval(model)
-    fused = nnx.merge(*nnx.split(model))
+    fused = nnx.clone(model)
     pairs = _foldable(fused)
     layouts = [layout(conv) for conv, _ in pairs]
     folded = fold([_weights(conv, bn) for conv, bn in pairs], layouts)
@@ -102,7 +102,15 @@ def compile_function(function: Callable, model: Res2Net) -> Callable:
             return halves(images)
         # Not the weights anew: to look at hundreds of leaves takes 0.03 ms.
         alone = not weights_are_traced and not backend.is_traced(images)
-        return (run.alone if alone else run)(leaves, images)
+        try:
+            return (run.alone if alone else run)(leaves, images)
+        except ValueError as error:
+            if "incompatible devices" not in str(error):
+                raise
+            raise ValueError(
+                "the images are on other devices than the weights; give load a sharding=, or compile "
+                "jax.device_put(model, sharding), so that both are on one mesh"
+            ) from error
 
     return call
 

@@ -1,6 +1,7 @@
 """A name -> a model: fresh by :func:`create`, trained by :func:`load`."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,9 @@ from res2net_jax.metadata import is_checkpoint
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, get_variant
 
+# What to port a release raises; the first that fits.
+_RAISED = (ValueError, FileNotFoundError, PermissionError, ConnectionError, ImportError)
+
 
 def create(
     name: str,
@@ -29,7 +33,7 @@ def create(
     in_chans: int = 3,
     dtype: jnp.dtype | None = None,
     param_dtype: jnp.dtype = jnp.float32,
-    rngs: int | nnx.Rngs = 0,
+    rngs: int | nnx.Rngs | jax.Array = 0,
     zero_init_last: bool = True,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
@@ -43,7 +47,7 @@ def create(
         in_chans: Channels of the images.
         dtype: Computation type, e.g. ``jnp.bfloat16``; by default that of images and weights.
         param_dtype: Type of the weights.
-        rngs: Seed. The same seed gives the same weights, whatever the type.
+        rngs: Seed, also a key of ``jax.random.key``. The same seed gives the same weights, whatever the type.
         zero_init_last: Zero the last norm of each block, as timm does by default.
         features_only: Make it a :class:`FeaturePyramid`: a list of maps instead of logits.
         out_indices: Which maps; by default all five.
@@ -92,7 +96,8 @@ def load(
         source: For a name, where to take the weights from instead of the release: a ``.pth`` or
             ``.safetensors`` file, a URL, or a hub id such as ``"timm/res2net50_14w_8s.in1k"``. What is at a URL or on
             the hub is taken once; ``porting.port(name, source)`` takes it anew.
-        cache_dir: Cache folder; else ``$RES2NET_JAX_HOME``, else the platform's own.
+        cache_dir: Cache folder; else ``$RES2NET_JAX_HOME``, else the platform's own. Without it the release's file
+            itself goes to the hub's cache (``$HF_HOME``), which timm shares.
         check_hash: Compare the source's SHA-256 with the prefix in its file name, if there is one.
         dtype: Computation type; by default that of images and weights.
         param_dtype: Type of the weights; by default as stored (float32).
@@ -108,6 +113,7 @@ def load(
         ValueError: No such model; or weights that are damaged, unsafe, of another model, or not as published.
         FileNotFoundError: No such folder or file.
         OSError: No network, no permission, no space.
+        ImportError: A ``.pth``, and no torch.
     """
     options = {
         "num_classes": num_classes,
@@ -157,8 +163,7 @@ def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True, *
     if jax.process_count() > 1:
         _cached_by_a_child(name, source, cache_dir, check_hash, arch)
         return folder
-    import porting
-
+    porting = import_porting()
     with files.lock(folder):
         files.remove_leftovers(folder)
         if not is_checkpoint(folder):
@@ -166,20 +171,38 @@ def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True, *
     return folder
 
 
+def import_porting():
+    """The package; ImportError that says so if a module of the user's, in the working directory, hides it."""
+    import porting
+
+    if not hasattr(porting, "port"):
+        raise ImportError(
+            f"{porting.__file__} hides the package porting of res2net_jax; rename it, or start Python with -P, which "
+            "keeps the working directory out of the modules' path"
+        )
+    return porting
+
+
 def _cached_by_a_child(name, source, cache_dir, check_hash, arch):
     """Orbax writes in all processes of a job or in none; whether this one must write depends on its own disk."""
     options = {"source": source, "cache_dir": cache_dir}
     options = {key: None if value is None else os.fspath(value) for key, value in options.items()} | arch
     code = (
-        "import sys; from res2net_jax import hub\n"
+        "import json, sys; from res2net_jax import hub\n"
         f"try: hub.cached({name!r}, check_hash={check_hash!r}, **{options!r})\n"
-        "except Exception as error: sys.exit(str(error))"
+        "except Exception as error:\n"
+        "    print(json.dumps([str(error), *(kind.__name__ for kind in type(error).__mro__)]))\n"
+        "    sys.exit(1)"
     )
     child = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True
     )
     if child.returncode:
-        raise OSError(child.stderr.strip())
+        try:
+            message, *kinds = json.loads(child.stdout.splitlines()[-1])
+        except (IndexError, ValueError):  # killed, say
+            raise OSError(f"the process that ported {name} ended with {child.returncode}") from None
+        raise next((kind for kind in _RAISED if kind.__name__ in kinds), OSError)(message)
 
 
 def cache_folder(name: str, source=None, cache_dir=None, arch: Mapping[str, Any] | None = None) -> Path:
@@ -188,7 +211,10 @@ def cache_folder(name: str, source=None, cache_dir=None, arch: Mapping[str, Any]
 
 
 def cache_key(name: str, source: str | os.PathLike | None = None, arch: Mapping[str, Any] | None = None) -> str:
-    """``name``; for another source than the release with a hash, a file's of its content, and of ``arch``."""
+    """The name of the cache's folder: ``name`` for the release, else ``name@`` and twelve hex digits of a SHA-256.
+
+    It is of the source (a file's content, else the address) and of ``arch``.
+    """
     if source is None:
         return name
     path = Path(source).expanduser()

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.resources
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from res2net_jax.fusion import compiled
 from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import Picture, preprocess
+
+_MOST = 20  # of a normalised image's values, which as a rule lie within 3
 
 
 class Prediction(NamedTuple):
@@ -62,6 +65,12 @@ def classify(
         raise ValueError("there are no images to classify")
     if is_array:
         model.check_images(images)
+        if isinstance(images, np.ndarray) and np.abs(images).max(initial=0) > _MOST:
+            warnings.warn(
+                f"these images have values up to {np.abs(images).max():g}, which normalised ones do not; pass pictures "
+                "of 0 to 255 as uint8, or through res2net_jax.preprocess(model)",
+                stacklevel=2,
+            )
     transform = None if is_array else preprocess(model)
     run, answers = compiled(model), []
     for start in range(0, len(images), batch_size):

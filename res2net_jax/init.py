@@ -34,17 +34,19 @@ def is_in_train_mode(model: Res2Net) -> bool:
     return not all(norm.folded or norm.use_running_average for norm in norms)
 
 
-def seed_of(rngs: int | nnx.Rngs) -> int:
+def seed_of(rngs: int | nnx.Rngs | jax.Array) -> int:
     """The seed for :func:`initialize`; ValueError for what is none."""
-    if isinstance(rngs, nnx.Rngs):
-        bits = jax.random.bits(rngs.params())
-        if isinstance(bits, jax.core.Tracer):
-            raise ValueError("within jax.jit and the like fresh weights need a whole number as rngs, not nnx.Rngs")
-        rngs = int(bits)
-    return natural("rngs (a seed, or nnx.Rngs)", rngs)
+    key = rngs.params() if isinstance(rngs, nnx.Rngs) else rngs
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+        if isinstance(key, jax.core.Tracer):
+            raise ValueError("within jax.jit and the like fresh weights need a whole number as rngs, not a key")
+        rngs = int(jax.random.bits(key))
+    return natural("rngs (a seed, a key, or nnx.Rngs)", rngs)
 
 
-def initialize(model: Res2Net, rngs: int | nnx.Rngs, *, zero_init_last: bool = True, only: str = "") -> Res2Net:
+def initialize(
+    model: Res2Net, rngs: int | nnx.Rngs | jax.Array, *, zero_init_last: bool = True, only: str = ""
+) -> Res2Net:
     """Fills ``model`` in place with timm's initialisation and returns it.
 
     2-d convolutions are normal with variance 2 / fan_out (He et al. 2015, not truncated); the classifier, biases and

@@ -106,7 +106,7 @@ def locate(folder: str | os.PathLike) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     children = [*folder.iterdir(), *folder.glob("checkpoints/*")]
-    # "5.old" is step 5 while, or if a kill came while, the trainer saves it again.
+    # "5.old" is step 5 while the trainer saves it again, or if it was killed while doing so.
     steps = {child.name.removesuffix(".old"): child for child in sorted(children, reverse=True) if is_checkpoint(child)}
     steps = {int(name): child for name, child in steps.items() if name.isdigit()}
     if not steps:

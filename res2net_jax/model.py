@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import jax
@@ -25,7 +25,7 @@ from res2net_jax.variants import Preprocessing
 
 
 class Res2Net(nnx.Module):
-    """A Res2Net, and a pytree: pass it to jax.jit, jax.grad or jax.device_put as it is.
+    """A Res2Net, and a pytree: pass it to jax.jit, jax.grad or jax.device_put as it is; to train, see :meth:`train`.
 
     The constructor only describes the model: its leaves are ``jax.ShapeDtypeStruct``.
     :func:`res2net_jax.create` fills them with fresh weights, :func:`res2net_jax.load` with trained ones.
@@ -190,17 +190,25 @@ class Res2Net(nnx.Module):
         count = len(self.stages) + 1
         if indices is None:
             return list(range(count))
-        if isinstance(indices, Integral):
+        if isinstance(indices, Integral) and not isinstance(indices, bool):
             if not 1 <= indices <= count:
                 raise ValueError(f"the last {indices} features were asked for; this model has {count}")
             return list(range(count - indices, count))
+        if isinstance(indices, bool) or not isinstance(indices, Iterable):
+            raise ValueError(f"features are picked by a number, a list of numbers or None; got {indices!r}")
+        indices = list(indices)
         for i in indices:
+            if isinstance(i, bool) or not isinstance(i, Integral):
+                raise ValueError(f"features are picked by whole numbers; got {i!r}")
             if not -count <= i < count:
                 raise ValueError(f"there is no feature {i}; this model has {count}, from {-count} to {count - 1}")
         return sorted({i % count for i in indices})
 
     def train(self, mode: bool = True) -> "Res2Net":
         """Normalises by the batch, updates the running statistics and drops from here on; returns the model.
+
+        In train mode a call updates the running statistics of the model in place. Under ``jax.jit`` that update is
+        lost unless the function returns it (``nnx.state(model, nnx.BatchStat)``, or the model); ``nnx.jit`` keeps it.
 
         The gradients are of reverse mode (``jax.grad``, ``jax.vjp``): on one CPU device ``jax.jvp`` raises TypeError
         where a 3x3 convolution is large enough for Winograd's algorithm. ``eval()`` allows both.
@@ -231,7 +239,7 @@ class Res2Net(nnx.Module):
         num_classes: int,
         global_pool: str | None = None,
         *,
-        rngs: int | nnx.Rngs = 0,
+        rngs: int | nnx.Rngs | jax.Array = 0,
         class_names: Sequence[str] | None = None,
     ) -> None:
         """Replaces the classifier by a fresh one of ``num_classes`` (0: by none), and the pooling if one is given."""
@@ -285,7 +293,11 @@ class Res2Net(nnx.Module):
 
 
 def require_array(images) -> None:
-    """TypeError for what is no array, such as a torch tensor or a path."""
+    """TypeError for what is no array, such as a torch tensor or a path, or one of numbers that JAX has not."""
+    if isinstance(images, np.ndarray):
+        dtype = images.dtype
+        if not dtype.isnative or dtype.kind in "OSUMm" or dtype.itemsize > 8:
+            raise TypeError(f"JAX has no numbers of type {dtype!r}; pass images.astype('float32')")
     if isinstance(images, jax.Array | np.ndarray) or hasattr(images, "__jax_array__"):
         return
     hint = "res2net_jax.preprocess(model) makes an image of a picture, numpy.stack a batch of several"
@@ -303,7 +315,10 @@ def _one_a_class(names, num_classes):
 
 
 def _floating(name, dtype):
-    dtype = jnp.dtype(dtype)
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"{name} must be a floating-point type, e.g. float32 or bfloat16; got {dtype!r}") from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name} must be a floating-point type, e.g. float32 or bfloat16; got {dtype}")
     if dtype == jnp.float64 and not jax.config.jax_enable_x64:

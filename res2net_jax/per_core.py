@@ -108,7 +108,8 @@ def _client(core, allowed):
         finally:  # Linux knows best which core is free
             for thread in {this, *os.listdir("/proc/self/task")} - (before - {this}):
                 with contextlib.suppress(ProcessLookupError):
-                    os.sched_setaffinity(int(thread), allowed)
+                    if os.sched_getaffinity(int(thread)) == {core}:  # others may have started threads meanwhile
+                        os.sched_setaffinity(int(thread), allowed)
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(make).result()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 #: What the name of a picture in a folder ends in, in any case; a file that is named itself may end as it likes.
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif")
 
 
 def pictures_below(folder: str, above: tuple = ()) -> Iterator[str]:

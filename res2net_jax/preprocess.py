@@ -45,7 +45,8 @@ def preprocess(
 
     The shorter side is resized to ``size / crop_pct``, the centre cropped to ``size``, the values
     scaled to [0, 1] and normalised. Of strips some 400 times as long as wide, which are resized in parts, a value may
-    be one grey level from timm's.
+    be one grey level from timm's. Grey pictures of 16 bits or of floats from 0 to 1, which timm clips to white or to
+    black, are scaled.
 
     Args:
         model: A model, which may have been trained on pictures of its own; the name of one; or a setting, which is
@@ -103,7 +104,7 @@ def known_setting(model: Res2Net) -> Preprocessing | None:
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """An upright RGB image; any mode PIL reads (grey, palette, CMYK, RGBA, 16-bit) is converted."""
+    """An upright RGB image; any mode PIL reads (grey, palette, CMYK, RGBA, 16-bit, floats from 0 to 1) is converted."""
     if isinstance(picture, Image.Image):
         return _to_rgb(picture)
     if isinstance(picture, bytes | bytearray):
@@ -186,4 +187,6 @@ def _to_rgb(image):
     # 16-bit grey, in mode I if it is a PGM, which has no EXIF data; PIL's own conversion would clip it to white.
     if image.mode.startswith("I;16") or image.mode == "I" and (image.format == "PPM" or np.max(image, initial=0) > 255):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F" and np.min(image, initial=0) >= 0 and np.max(image, initial=0) <= 1:  # scikit-image's floats
+        image = Image.fromarray(np.round(np.asarray(image) * 255).astype(np.uint8))
     return image.convert("RGB")

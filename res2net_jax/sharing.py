@@ -171,6 +171,7 @@ def _of_release(model):
 
 def _write(model: Res2Net, metadata: dict[str, Any], folder: Path, address: str, license: str | None) -> None:
     """What goes to the repository."""
+    hub.import_porting()
     import porting.export
 
     record = {"source": metadata["source"], "certificate": metadata["certificate"]}

@@ -2,27 +2,15 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 
 def normalise(
     images: UInt8[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...], dtype=jnp.float32
 ) -> Float[Array, "b h w c"]:
-    """``(images / 255 - mean) / std``, rounded to ``dtype`` once.
-
-    Images that are not RGB get the average of the RGB constants in each channel.
-    """
-    channels = images.shape[-1]
-    if channels != len(mean):
-        mean, std = (np.mean(mean),) * channels, (np.mean(std),) * channels
+    """``(images / 255 - mean) / std``, a constant a channel, rounded to ``dtype`` once."""
     wide = jnp.promote_types(dtype, jnp.float32)
     return ((images.astype(wide) / 255 - jnp.asarray(mean, wide)) / jnp.asarray(std, wide)).astype(dtype)
-
-
-def smooth_labels(labels: Int[Array, " b"], classes: int, smoothing: float, dtype=jnp.float32) -> Float[Array, "b k"]:
-    """``(1 - smoothing) * onehot + smoothing / classes``, as torch.nn.CrossEntropyLoss(label_smoothing=...)."""
-    return jax.nn.one_hot(labels, classes, dtype=dtype) * (1 - smoothing) + smoothing / classes
 
 
 def mix(

@@ -77,7 +77,7 @@ class Checkpoints:
         """
         together(self._put_back)
         # Process 0's, for a file server may show another host an older listing.
-        steps = of_the_first(together(lambda: _steps(self.folder)))
+        steps = of_the_first(together(lambda: [*saved_in(self.folder)]))
         _wait_until_visible(self.folder, steps)
         _wait_for_all()  # or a slow process would not see what another one has set aside
         for number, step in enumerate(steps):
@@ -231,6 +231,8 @@ class Checkpoints:
         require_format(metadata, self.folder)
         if lines := differences(metadata["train"]["config"], self.config):
             reason = "with another config; give another --output, or the same values"
+            if all(line.startswith("epochs:") for line in lines):  # on which the whole schedule depends
+                reason += f". To train its weights further: --pretrained --model {self.folder.parent} --output ANOTHER"
         else:
             saved, ours = _facts(metadata, metadata["train"].get("examples")), _facts(self._description, self._examples)
             # Earlier versions kept no checksums, and weights that are gone have none.
@@ -297,10 +299,11 @@ def _open(folder, keep):
     )
 
 
-def _steps(folder):
-    """Numbers of the checkpoints in ``folder``, newest first."""
-    children = folder.iterdir() if folder.is_dir() else []
-    return sorted((int(child.name) for child in children if child.name.isdigit()), reverse=True)
+def saved_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints in ``folder`` by their steps, newest first; with those that a process died replacing."""
+    children = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []  # "5.old" before "5"
+    found = {child.name.removesuffix(_OLD): child for child in children}
+    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
 
 
 def _wait_until_visible(folder, steps, seconds=90):
@@ -308,7 +311,7 @@ def _wait_until_visible(folder, steps, seconds=90):
 
     def visible():
         try:
-            return {*steps} <= {*_steps(folder)}
+            return not steps or {*map(str, steps)} <= {*os.listdir(folder)}
         except OSError:
             return False
 

@@ -190,7 +190,14 @@ def v1b() -> Config:
 def finetune() -> Config:
     """From trained weights to another data set: new classifier, small learning rate, lower layers held back."""
     return Config(
-        pretrained=True, epochs=20, schedule="cosine", lr=0.02, warmup_epochs=1, layer_decay=0.85, decay_all=False
+        dataset="folder:pictures",
+        pretrained=True,
+        epochs=20,
+        schedule="cosine",
+        lr=0.02,
+        warmup_epochs=1,
+        layer_decay=0.85,
+        decay_all=False,
     )
 
 
@@ -232,7 +239,8 @@ def parse(arguments: Sequence[str], prog: str) -> Config:
         hint = f'did you mean "{close[0]}"?' if close else f"there are {', '.join(RECIPES)}"
         raise ValueError(f'there is no recipe "{name}"; {hint}')
     summaries = "\n".join(f"  {key:9} {recipe.__doc__.splitlines()[0]}" for key, recipe in RECIPES.items())
-    description = f"{prog} {name} --output runs/{name}\n\nTrains a Res2Net. Recipes:\n\n{summaries}\n\n"
+    data = " --dataset folder:flowers" if name == "finetune" else ""
+    description = f"{prog} {name}{data} --output runs/{name}\n\nTrains a Res2Net. Recipes:\n\n{summaries}\n\n"
     return tyro.cli(
         Config,
         prog=f"{prog} [{'|'.join(RECIPES)}]",

@@ -1,66 +1,18 @@
 """Data sets by name: what ``--dataset`` may be, and how each becomes a :class:`Dataset`."""
 
-import dataclasses
 import difflib
-import importlib.resources
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from res2net_jax.picture_files import PICTURES, natural_key
-from train import imagenet_subsets
-from train.sources import Arrays, Files, Records, list_pictures
+from train.folders import open_folder
+from train.imagenet_subsets import SUBSETS
+from train.sources import Arrays, Dataset, Records, held_out_of, imagenet_synsets, resolve_split, some
 
-# TFDS sets that need a word of their own: the configuration to take, or the classes to score among.
+# TFDS sets of several configurations: the one to take.
 _CONFIGS = {"imagenet_v2": "imagenet_v2/matched-frequency"}
-_SUBSETS = {"imagenet_a": imagenet_subsets.IMAGENET_A, "imagenet_r": imagenet_subsets.IMAGENET_R}
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """One split of a classification set.
-
-    Attributes:
-        name: As asked for.
-        split: The split that it is, e.g. ``test`` where ``validation`` was asked of a set without one;
-            ``all`` for a folder that has no splits.
-        held_out: The split that it gives for ``validation``.
-        source: Random access: ``len(source)``; ``source[i]`` is ``{"image": encoded bytes or uint8 [h, w, c],
-            "label": int}``, the label of a multi-label set being a tuple of ints, which may be empty;
-            ``source.name(i)`` is what to call it in a message.
-        num_classes: Labels are in ``range(num_classes)``.
-        class_names: One a class, or None where they are ImageNet's 1000.
-        class_subset: The classes among which a prediction is picked (ImageNet-A and -R), or None for all.
-        multi_label: A prediction is right if it is any of the example's labels (ImageNet ReaL).
-        in_chans: 3 (RGB) or 1 (grey).
-        pieces: Of a TFDS set the examples that it takes of each file: the file, the first and the one after the last.
-    """
-
-    name: str
-    split: str
-    source: Any
-    num_classes: int
-    class_names: tuple[str, ...] | None = None
-    class_subset: tuple[int, ...] | None = None
-    multi_label: bool = False
-    in_chans: int = 3
-    pieces: tuple[tuple[str, int, int], ...] = ()
-    held_out: str = "validation"
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def upright(self) -> bool:
-        """Whether pictures are turned as their EXIF orientation says, as res2net_jax.classify does with photographs.
-
-        Not those of ImageNet's classes: the published accuracies are of pictures as they are stored.
-        """
-        return self.class_names is not None
 
 
 def open_dataset(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
@@ -69,7 +21,8 @@ def open_dataset(name: str, split: str, *, data_dir: str | os.PathLike | None = 
     Args:
         name: ``digits``; ``folder:DIR``; else a TFDS set, ``name[/config][:version]``.
         split: ``train``, ``validation`` or ``test``. A set that calls its held-out examples ``test`` gives
-            them for ``validation`` too, and the other way round. TFDS slices such as ``train[:90%]`` work.
+            them for ``validation`` too, and the other way round. Slices such as ``train[:90%]`` work; of
+            a folder they are in per cent, and of each class.
         data_dir: Where TFDS sets were prepared; by default ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
 
     Raises:
@@ -79,22 +32,8 @@ def open_dataset(name: str, split: str, *, data_dir: str | os.PathLike | None = 
     if name == "digits":
         return _digits(split)
     if name.startswith("folder:"):
-        return _folder(name, split)
+        return open_folder(name, split)
     return _tfds(name, split, data_dir)
-
-
-def resolve_split(title: str, split: str, available: Sequence[str]) -> str:
-    """The member of ``available`` that ``split`` means; ValueError that lists them if there is none."""
-    if split in available:
-        return split
-    other = {"validation": "test", "test": "validation"}.get(split)
-    if other in available:
-        return other
-    raise ValueError(f"{title} has no split {split!r}; it has {', '.join(available) or 'none'}")
-
-
-def _held_out(available):
-    return "test" if "test" in available and "validation" not in available else "validation"
 
 
 def _digits(split):
@@ -113,76 +52,6 @@ def _digits(split):
     images = np.round(data.images[chosen, :, :, None] * (255 / 16)).astype(np.uint8)
     source = Arrays(f"digits[{split}]", images, data.target[chosen].astype(np.int32))
     return Dataset("digits", split, source, 10, class_names=tuple("0123456789"), in_chans=1, held_out="test")
-
-
-def _folder(name, split):
-    """One sub-folder per class, or ``train`` and ``val`` (``valid``, ``validation``, ``test``) of such sub-folders."""
-    root = Path(name.removeprefix("folder:")).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"--dataset {name}: there is no folder {root.absolute()}")
-    found = {child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")}
-    held_out = next((name for name in ("val", "valid") if name in found), "validation")
-    splits = {"train": "train", "validation": held_out, "test": "test"}
-    splits = {key: folder for key, folder in splits.items() if folder in found}
-    # "train" alone may be a class, beside "bus" and "tram".
-    if len(splits) > 1 or found and found == set(splits.values()):
-        split = "validation" if split in ("val", "valid") else split  # as the folder may be called
-        split = resolve_split(str(root), split, tuple(splits))
-        held_out = _held_out(splits)
-        classes = _classes(root / splits["train"]) if "train" in splits else None
-        root = root / splits[split]
-    else:
-        split = held_out = "all"
-        classes = None
-    here = _classes(root)
-    classes = classes or here
-    if unknown := [label for label in here if label not in classes]:
-        raise ValueError(f"{root} has classes that the training folder has not: {_some(unknown)}")
-    labels, num_classes, class_names = _labels(classes)
-    files = {label: list_pictures(root / label) for label in here}
-    if not any(files.values()):
-        raise ValueError(f"{root} holds no pictures in its sub-folders; known are {' '.join(PICTURES)}")
-    if empty := [label for label, pictures in files.items() if not pictures]:
-        raise ValueError(f"{root} has classes without a picture: {_some(empty)}. Fill or remove these folders")
-    if num_classes == 1:
-        raise ValueError(f"{root} has one class, {classes[0]}; expected one sub-folder for each of several classes")
-    paths = [os.fsencode(os.path.join(label, file)) for label in here for file in files[label]]
-    source = Files(
-        str(root.absolute()),
-        np.array(paths),
-        np.repeat([labels[label] for label in here], [len(files[label]) for label in here]).astype(np.int32),
-    )
-    subset = next((s for s in _SUBSETS.values() if class_names is None and set(labels.values()) == set(s)), None)
-    return Dataset(name, split, source, num_classes, class_names, class_subset=subset, held_out=held_out)
-
-
-def _classes(root):
-    names = [child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    if not names:
-        raise ValueError(f"{root} has no sub-folders; expected one for each class, with its pictures inside")
-    if broken := [name for name in names if name.encode(errors="ignore").decode() != name]:
-        raise ValueError(f"{root} has folders whose names are not UTF-8: {_some([*map(ascii, broken)])}. Rename them")
-    return sorted(names, key=natural_key)  # timm's order
-
-
-def _labels(classes):
-    """Folder name -> label, the number of classes, and the class names (None for ImageNet's)."""
-    synsets = imagenet_synsets()
-    if all(name in synsets for name in classes):
-        return {name: synsets[name] for name in classes}, len(synsets), None
-    if all(map(str.isdecimal, classes)) and len(classes) == len(synsets) and int(classes[-1]) == len(synsets) - 1:
-        return {name: int(name) for name in classes}, len(synsets), None
-    return {name: label for label, name in enumerate(classes)}, len(classes), tuple(classes)
-
-
-def imagenet_synsets() -> dict[str, int]:
-    """WordNet id -> label, of ImageNet's 1000 classes."""
-    table = importlib.resources.files("res2net_jax").joinpath("imagenet_classes.tsv").read_text("utf-8")
-    return {line.split("\t")[0]: label for label, line in enumerate(table.splitlines())}
-
-
-def _some(names, most=5):
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _tfds(name, split, data_dir):
@@ -212,7 +81,7 @@ def _tfds(name, split, data_dir):
     present = {path.name for path in folder.iterdir()}
     if missing := [path.name for path in info.splits[split.partition("[")[0]].filepaths if path.name not in present]:
         raise FileNotFoundError(
-            f"{folder} lacks {len(missing)} of the files of split {split}: {_some(missing)}. "
+            f"{folder} lacks {len(missing)} of the files of split {split}: {some(missing)}. "
             f"Copy them, or remove the folder and prepare it again: {_prepare(name, data_dir)}"
         )
     try:
@@ -231,11 +100,11 @@ def _tfds(name, split, data_dir):
         Records(f"{name}[{split}]", records, image_key, label_key),
         len(names),
         class_names=None if imagenet else tuple(names),
-        class_subset=_SUBSETS.get(name.partition("/")[0].partition(":")[0]),
+        class_subset=SUBSETS.get(name.partition("/")[0].partition(":")[0]),
         multi_label=multi_label,
         in_chans=in_chans,
         pieces=tuple((p.filename, p.skip, p.skip + p.take) for p in info.splits[split].file_instructions),
-        held_out=_held_out(info.splits),
+        held_out=held_out_of(info.splits),
     )
 
 
@@ -306,7 +175,7 @@ def _not_prepared(name, data_dir, root, found):
     near = difflib.get_close_matches(name, ["digits", *prepared], n=1, cutoff=0.85)
     near = [f"folder:{name}"] if Path(name).is_dir() else near
     return (
-        f"no prepared data set {name!r} in {data_dir}, which holds {_some(prepared) or 'none'}. "
+        f"no prepared data set {name!r} in {data_dir}, which holds {some(prepared) or 'none'}. "
         + (f"Did you mean {near[0]}? " if near else "")
         + f"To prepare it: {_prepare(name, data_dir)}"
     )

@@ -118,7 +118,7 @@ def evaluate(
     if batch_size < 1 or batch_size % mesh.size:
         raise ValueError(f"a batch of {batch_size} cannot be divided evenly over {mesh.size} devices")
     replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    graphdef, weights = nnx.split(model.eval())
+    graphdef, weights = nnx.split(nnx.clone(model).eval())
 
     @jax.jit(compiler_options=compiler_options())
     def step(weights, batch, sums):

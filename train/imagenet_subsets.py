@@ -33,3 +33,6 @@ IMAGENET_R = (
     980, 981, 983, 988,
 )
 # fmt: on
+
+#: TFDS set -> the classes among which a prediction is picked.
+SUBSETS = {"imagenet_a": IMAGENET_A, "imagenet_r": IMAGENET_R}

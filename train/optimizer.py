@@ -41,27 +41,25 @@ def learning_rate(config: Config, step: jax.Array | int, steps_per_epoch: int) -
     ``"steps"`` is the official ``lr * 0.1 ** (epoch // decay_epochs)``. ``"cosine"`` falls over the steps that
     warm-up leaves (Loshchilov & Hutter 2017, no restarts), to 0 after the last one.
     """
-    step = jnp.asarray(step)
+    step, dtype = jnp.asarray(step), jnp.promote_types(config.dtype, jnp.float32)
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
     if config.schedule == "steps":
-        lr = config.peak_lr * 0.1 ** (step // steps_per_epoch // config.decay_epochs)
+        lr = config.peak_lr * jnp.asarray(0.1, dtype) ** (step // steps_per_epoch // config.decay_epochs)
     else:
-        lr = config.peak_lr * 0.5 * (1 + jnp.cos(jnp.minimum((step - warmup) / (total - warmup), 1) * math.pi))
-    return jnp.where(step < warmup, config.peak_lr * (step + 1) / max(warmup, 1), lr)
+        done = jnp.minimum((step - warmup).astype(dtype) / (total - warmup), 1)
+        lr = config.peak_lr * 0.5 * (1 + jnp.cos(done * math.pi))
+    return jnp.where(step < warmup, config.peak_lr * (step + 1).astype(dtype) / max(warmup, 1), lr)
 
 
 def _clip(most):
-    def update(updates, state, params=None):
+    def clip(updates, params):
         # As torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm; optax.clip_by_global_norm does not.
         factor = jnp.minimum(1, most / (optax.global_norm(updates) + 1e-6))
-        return jax.tree.map(lambda u: u * factor, updates), state
+        return jax.tree.map(lambda u: u * factor, updates)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(clip)
 
 
 def _scale_by(factors):
-    def update(updates, state, params=None):
-        return {path: u * factors[path] for path, u in updates.items()}, state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(lambda updates, params: {path: u * factors[path] for path, u in updates.items()})

@@ -129,7 +129,8 @@ class Report:
         )
         if replaced:
             self.say(f"{replaced} pictures could not be read and were replaced; they are named above")
-        self.say(f'Weights: res2net_jax.load("{checkpoints}"). Curves: {self._folder / "curves.png"}')
+        of_the_best = "" if best is last[-1] else f', the best: load("{checkpoints / best["step"]}")'
+        self.say(f'Weights: res2net_jax.load("{checkpoints}"){of_the_best}. Curves: {self._folder / "curves.png"}')
 
     def close(self) -> None:
         """Puts the files in their final state."""

@@ -15,6 +15,7 @@ from res2net_jax.metadata import locate
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
 from train import devices
+from train.checkpoints import saved_in
 from train.config import MOST, Config
 from train.datasets import Dataset, open_dataset
 from train.sources import Files
@@ -37,11 +38,12 @@ def open_splits(config: Config) -> tuple[Dataset, Dataset]:
     if train_set.num_classes != eval_set.num_classes or train_set.in_chans != eval_set.in_chans:
         raise ValueError(f"{train_set.name}: {train_set.split} and {eval_set.split} differ in classes or channels")
     if train_set.split == eval_set.split or _overlap(train_set.pieces, eval_set.pieces):
+        part = train_set.split.partition("[")[0]
         splits = " and ".join(dict.fromkeys((train_set.split, eval_set.split)))
         raise ValueError(
-            f"{train_set.name} would be trained and evaluated on the same pictures ({splits}); divide "
-            "a folder into the sub-folders train and val, or name two parts of a TFDS set: "
-            '--train-split "train[:90%]" --eval-split "train[90%:]"'
+            f"{train_set.name} would be trained and evaluated on the same pictures ({splits}); name two parts: "
+            f'--train-split "{part}[:80%]" --eval-split "{part}[80%:]", or divide a folder into the sub-folders train '
+            "and val"
         )
     return train_set, eval_set
 
@@ -100,14 +102,14 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
 
 def _load_weights(config, options):
     """The weights to start from; if they are gone, those of the run that began with them: it has what they decided."""
-    run = Path(config.output).expanduser() / "checkpoints"
-    steps = sorted((int(child.name) for child in run.glob("[0-9]*") if child.name.isdigit()), reverse=True)
-    steps = devices.of_the_first(steps)
+    folder = Path(config.output).expanduser() / "checkpoints"
+    run = saved_in(folder)
+    steps = devices.of_the_first([*run])
     if not steps or not _are_gone(config):
         return load_model(config.model, **options)
     for step in steps:
         try:
-            return load_model(str(run / str(step)), **options)
+            return load_model(str(run.get(step, folder / str(step))), **options)
         except ValueError as error:  # damaged; which one the run goes on from is decided later
             failure = error
     raise failure
@@ -125,16 +127,18 @@ def _are_gone(config):
 def preprocessing(config: Config, model: Res2Net) -> Preprocessing:
     """How evaluation images are made: as for the weights the run began with, or as published, at ``config.size``."""
     setting = preprocessing_of(model)
-    if model.in_chans != len(setting.mean):  # grey images, say: the average of the RGB constants
-        means = {name: float(np.mean(getattr(setting, name))) for name in ("mean", "std")}
-        setting = dataclasses.replace(setting, **{name: (mean,) * model.in_chans for name, mean in means.items()})
     return dataclasses.replace(setting, size=config.size, crop_pct=config.eval_crop_pct or setting.crop_pct)
 
 
 def preprocessing_of(model: Res2Net) -> Preprocessing:
     """The evaluation transform that the model's weights are for, else that of its variant, else the usual one."""
     variant = VARIANTS.get(model.name)
-    return model.preprocessing or (variant.preprocessing if variant else Preprocessing())
+    setting = model.preprocessing or (variant.preprocessing if variant else Preprocessing())
+    if model.in_chans == len(setting.mean):
+        return setting
+    # Grey images, say: the average of the RGB constants.
+    means = {name: float(np.mean(getattr(setting, name))) for name in ("mean", "std")}
+    return dataclasses.replace(setting, **{name: (mean,) * model.in_chans for name, mean in means.items()})
 
 
 def require_divisible(config: Config) -> None:

@@ -165,7 +165,7 @@ def make_forward(
 
     The key is for dropout and its kin, if the model has any.
     """
-    model.train(training)
+    model = nnx.clone(model).train(training)
     if training:
         model.set_attributes(group_size=config.batchnorm_group, use_running_average=config.freeze == "backbone")
         model.set_grad_checkpointing(config.remat)
@@ -230,7 +230,8 @@ def _augmented(key, images, labels, classes, config: Config, mean, std):
     dtype = _dtype(config)
     images = augment.normalise(images, mean, std, dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
-    targets = augment.smooth_labels(labels, classes, config.label_smoothing, wide)
+    # (1 - s) * onehot + s / classes, as torch.nn.CrossEntropyLoss(label_smoothing=s).
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=wide), config.label_smoothing)
     if config.random_erasing:
         images = augment.random_erasing(keys[0], images, config.random_erasing)
     if config.mixup or config.cutmix:

@@ -1,7 +1,8 @@
 """One picture on the host: decode, crop, flip, distort. Pillow in, uint8 array out.
 
-Each function equals torchvision's of the same name on Pillow pictures, bit for bit given the same random
-numbers (but for what :func:`crop_and_resize` says); all randomness comes from the ``numpy.random.Generator`` passed in.
+Crop, flip, colour jitter and RandAugment equal torchvision's (``RandomResizedCrop``, ``hflip``, ``ColorJitter``,
+``RandAugment``) on Pillow pictures, bit for bit given the same random numbers (but for what :func:`crop_and_resize`
+says); all randomness comes from the ``numpy.random.Generator`` passed in.
 """
 
 import io

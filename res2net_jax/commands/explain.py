@@ -65,6 +65,7 @@ def explain(
     """
     natural("--batch-size", batch_size, least=1)
     check_alpha(alpha)
+    output = output.expanduser()
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is no folder; --output names the folder for the PNGs")
     once = {os.path.abspath(picture): picture for picture in find_pictures(inputs)}

@@ -11,12 +11,13 @@ import tyro
 from res2net_jax import hub
 from res2net_jax.arch import Arch
 from res2net_jax.command_line import table
-from res2net_jax.commands.options import CacheFolder, Model
+from res2net_jax.commands.options import CacheFolder, Model, Text
 from res2net_jax.cost import cost, count_parameters
 from res2net_jax.metadata import abstract_model, is_checkpoint, locate, read_metadata
 from res2net_jax.model import Res2Net
+from res2net_jax.preprocess import known_setting
 from res2net_jax.provenance import release_of
-from res2net_jax.variants import VARIANTS, Variant, get_variant, list_models
+from res2net_jax.variants import VARIANTS, Preprocessing, Variant, get_variant, list_models
 
 
 def list_(pattern: Annotated[str, tyro.conf.Positional] = "*", json: bool = False) -> None:
@@ -42,16 +43,17 @@ def list_(pattern: Annotated[str, tyro.conf.Positional] = "*", json: bool = Fals
     print(table(rows))
 
 
-def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: CacheFolder = None) -> None:
+def info(model: Model, size: Text = None, json: bool = False, cache_dir: CacheFolder = None) -> None:
     """python -m res2net_jax info res2net50_26w_4s --size 224x285
 
     Shows a model: architecture, cost, published results, and the certificate of its checkpoint.
 
     Args:
-        size: Height x width of the images whose cost is shown.
+        size: Height x width of the images whose cost is shown, by default the model's own.
         json: Print an object instead.
     """
-    height, width = parse_size(size)
+    if size is not None:
+        parse_size(size)
     if hub.is_folder(model):
         folder = locate(hub.local_folder(model, cache_dir))
     else:
@@ -62,6 +64,8 @@ def info(model: Model, size: str = "224x224", json: bool = False, cache_dir: Cac
         described = Res2Net(get_variant(model).arch, name=model)
     else:
         described = abstract_model(metadata)
+    setting = known_setting(described)
+    height, width = parse_size(size or str((setting or Preprocessing()).size))
     # What was published is of the released weights, not of others, nor of a relative.
     variant = get_variant(model) if metadata is None else release_of(metadata)
     if variant is not None and described.arch != variant.arch:
@@ -103,6 +107,11 @@ def _as_json(model, height, width, variant, folder, metadata):
 def _print_model(model: Res2Net, height: int, width: int) -> None:
     price = cost(model.eval(), height, width)
     print(f"{model.name}: {model.num_classes} classes, {model.in_chans} channels in")
+    if names := model.class_names:
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        print(f"  classes         {', '.join(names[:10])}{more}")
+    if setting := model.preprocessing:
+        print(f"  pictures        {setting.size}x{setting.size}, crop {setting.crop_pct:g}, {setting.interpolation}")
     print("  " + ", ".join(f"{field.name} {getattr(model.arch, field.name)!r}" for field in dataclasses.fields(Arch)))
     print(f"  parameters      {count_parameters(model):,}")
     print(f"  multiply-adds   {price.macs:,} at {height}x{width} (convolutions and classifier)")
@@ -131,6 +140,11 @@ def _print_checkpoint(folder: Path, metadata: dict[str, Any]) -> None:
     print(f"\nCheckpoint {folder}")
     for key, value in source.items():
         print(f"  {key:<15} {value}")
+    if training := metadata.get("train"):
+        print(f"  {'step':<15} {training['step']:,}")
+        if result := training["evaluation"]:
+            accuracies = f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %"
+            print(f"  {'evaluated':<15} {accuracies} of {result['count']:,} examples")
     if not certificate["certified"]:
         print(f"  not certified   {certificate['reason']}")
         return

@@ -30,7 +30,7 @@ Source = Annotated[
 ]
 CheckHash = Annotated[
     bool,
-    tyro.conf.arg(help="Take a source whose SHA-256 does not begin as its file name says.", help_behavior_hint=""),
+    tyro.conf.arg(help="Do not compare the source's SHA-256 with the prefix in its file name.", help_behavior_hint=""),
 ]
 CacheFolder = Annotated[
     Path | None,

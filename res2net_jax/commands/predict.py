@@ -62,6 +62,7 @@ def predict(
         raise ValueError(f"{' and '.join(on_stdout)} both write to standard output; give one of them a file")
     if explain and html is None:
         raise ValueError("--explain goes with --html; for overlays as files: python -m res2net_jax explain")
+    csv, json_lines, html = (file and file.expanduser() for file in (csv, json_lines, html))
     on_disk = [file for file in (csv, json_lines, html) if file is not None and str(file) != "-"]
     if len(set(map(os.path.realpath, on_disk))) < len(on_disk):
         raise ValueError("two outputs cannot be one file; give them different names")

@@ -44,6 +44,17 @@ def test_links_between_files_hold(page):
                 assert (page.parent / link.partition("#")[0]).exists(), f"{page.name}: {link}"
 
 
+def test_what_is_named_within_a_text_is_there_after_the_import():
+    texts = [
+        path.read_text("utf-8") for path in (*ROOT.glob("*.md"), *ROOT.glob("train/*.md"), *ROOT.glob("docs/*.md"))
+    ]
+    names = {name for text in texts for name in re.findall(r"`(res2net_jax(?:\.\w+)+)\(", text)}
+    assert "res2net_jax.groups.layer_scales" in names
+    program = f"import res2net_jax\nfor name in {sorted(names)}: eval(name)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_command_is_described():
     from res2net_jax.__main__ import COMMANDS
 

@@ -45,6 +45,22 @@ def test_a_url_is_read_once(url, server, tmp_path, capsys):
     assert files_in(tmp_path) == [f"model-{DIGEST[:8]}.safetensors"]
 
 
+def test_what_is_on_the_hub_goes_where_it_is_asked_to(tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(repo, file, **options):
+        asked.append(options)
+        path = tmp_path / file
+        path.write_bytes(CONTENT)
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(download, "require_host", lambda repo: None)
+    for cache_dir, place in ((None, None), (tmp_path / "c", tmp_path / "c" / "hub")):
+        assert len(porting.read("me/model@v1", cache_dir=cache_dir)["a"]) == 1_000_000
+        assert asked.pop() == {"revision": "v1", "cache_dir": place}
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_cut_connection_is_resumed(url, server, tmp_path, ranges):
     server.cut, server.ranges = 2, ranges

@@ -128,6 +128,16 @@ def test_an_output_that_exists(run, folder, pictures, tmp_path, form):
     assert code == 2 and "is a folder or a device" in error
 
 
+def test_outputs_in_the_home_folder(run, folder, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(pictures)
+    outputs = ["--csv", "~/a/1.csv", "--json-lines", "~/1.jsonl", "--html", "~/1.html"]
+    assert run("predict", folder, "b/1.jpg", *outputs)[0] == 0
+    assert run("explain", folder, "b/1.jpg", "--output", "~/maps")[0] == 0
+    written = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if pictures not in file.parents}
+    assert {"a/1.csv", "1.jsonl", "1.html", "maps/1.png"} <= written and not (pictures / "~").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -168,6 +178,12 @@ def test_mistakes_get_a_message_and_exit_code_2(run, folder, pictures, tmp_path,
     code, out, error = run(*(stands.get(argument, argument) for argument in arguments))
     assert code == 2 and out == "" and message in " ".join(error.split()) and "Traceback" not in error
     assert list(tmp_path.iterdir()) == [pictures]
+
+
+def test_what_is_no_mistake_of_the_user_shows_its_traceback(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["res2net_jax"])
+    with pytest.raises(TypeError, match="incompatible shapes"):
+        command_line.main(lambda _: jnp.add(jnp.ones(3), jnp.ones(4)))
 
 
 def test_debug_shows_the_traceback(run, folder):

@@ -14,6 +14,7 @@ import res2net_jax
 from res2net_jax import backend, convolution
 from res2net_jax.backend import compiler_options
 from res2net_jax.blocks import Bottle2neck
+from res2net_jax.features import FeaturePyramid
 from res2net_jax.fusion import _COMPILED, _program, compiled
 from res2net_jax.init import variables
 from res2net_jax.layers import BatchNorm, Conv
@@ -137,6 +138,28 @@ def test_a_compiled_model_outlives_the_weights_it_was_made_from():
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)  # as a training step
     assert model.fc.kernel.get_value().is_deleted()
     np.testing.assert_allclose(run(images()), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("attn_layer", ["", "se"])
+def test_the_model_keeps_its_weights_in_their_type(attn_layer):
+    model = random_model("float32", dtype="bfloat16", attn_layer=attn_layer)
+    before = {path: leaf.get_value() for path, leaf in variables(model).items()}
+    res2net_jax.fuse(model)
+    res2net_jax.classify(model, np.asarray(images()))
+    res2net_jax.compile(model)
+    after = {path: leaf.get_value() for path, leaf in variables(model).items()}
+    assert after.keys() == before.keys() and all(after[path] is before[path] for path in before)
+
+
+def test_a_pyramid_has_variables_of_its_own():
+    model = random_model("float32")
+    before = {path: leaf.get_value() for path, leaf in variables(model).items()}
+    pyramid = FeaturePyramid(model, (1,)).train()
+    pyramid(images())
+    assert (pyramid.backbone.bn1.mean.get_value() != before["bn1.mean"]).all()
+    res2net_jax.fuse(pyramid.eval()).backbone.conv1.kernel.set_value(jnp.zeros(()))
+    after = {path: leaf.get_value() for path, leaf in variables(model).items()}
+    assert after.keys() == before.keys() and all(after[path] is before[path] for path in before)
 
 
 def test_a_compiled_and_a_fused_pyramid(x64):

@@ -272,6 +272,32 @@ def test_two_processes_of_one_job(safetensors_file, tmp_path):
     assert first == second and first.startswith("2 ")
 
 
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("nowhere.pth", FileNotFoundError, "there is no file nowhere.pth"),
+        (__file__, ValueError, "is neither a PyTorch"),
+    ],
+)
+def test_what_fails_in_one_process_of_a_job_fails_alike(source, error, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(error, match=message):
+        res2net_jax.load(NAME, source=source, cache_dir=tmp_path)
+
+
+def test_a_module_of_the_users_that_hides_porting(tmp_path, monkeypatch):
+    (tmp_path / "porting.py").write_text("mine = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "porting"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match="porting.py hides the package porting of res2net_jax; rename it"):
+        res2net_jax.load(NAME, source=__file__, cache_dir=tmp_path)
+    model = res2net_jax.create(NAME, layers=(1,), channels=(8,)).eval()
+    with pytest.raises(ImportError, match="hides the package porting"):
+        res2net_jax.export(model, tmp_path / "model.pth")
+    assert not (tmp_path / "model.pth").exists()
+
+
 def test_without_torch(safetensors_file, checkpoint_folder, photos, tmp_path):
     """From safetensors and from Orbax to the classes of a photograph, where torch and TensorFlow cannot be imported."""
     code = f"""

@@ -65,6 +65,11 @@ def test_class_names_and_their_number(photos, model):
     assert small.class_names == ("lynx", "wolf")
 
 
+def test_an_array_that_is_not_normalised_gets_a_warning(model):
+    with pytest.warns(UserWarning, match="values up to 255.* pass pictures of 0 to 255 as uint8"):
+        res2net_jax.classify(model, np.full((1, 64, 64, 3), 255.0, "float32"))
+
+
 def test_what_cannot_be_classified(model, photos, tmp_path):
     with pytest.raises(ValueError, match="no images"):
         res2net_jax.classify(model, [])

@@ -9,10 +9,11 @@ import pytest
 import torch
 from beside_torch import difference, images, nchw
 from flax import nnx
+from timm.layers import SelectAdaptivePool2d
 
 import res2net_jax
 from res2net_jax.layers import BatchNorm, Conv
-from res2net_jax.pooling import AvgPool, max_pool
+from res2net_jax.pooling import ANTI_ALIASING, AvgPool, global_pool, max_pool
 
 
 def test_batch_norm_keeps_its_precision_far_from_zero(optimized):
@@ -71,6 +72,8 @@ def test_batch_norm_of_one_value_says_so():
     norm = model.bn1
     with pytest.raises(ValueError, match="more than one value per channel"):
         norm(jnp.ones((1, 1, 1, 64)))
+    with pytest.raises(ValueError, match="needs images; got a batch of none"):
+        norm(jnp.ones((0, 8, 8, 64)))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 6)])
@@ -87,6 +90,27 @@ def test_batch_norm_of_one_value_says_so():
 def test_pools_equal_torch(ours, theirs, size, x64):
     x = images((2, *size, 3), "float64")
     assert difference(ours(jnp.asarray(x)), theirs(nchw(x))) < 1e-15
+
+
+@pytest.mark.parametrize("kind", ["avg", "max", "avgmax", "catavgmax"])
+def test_the_last_pool_and_its_gradient_equal_timm(kind, x64):
+    x = np.random.default_rng(0).integers(0, 4, (2, 4, 5, 8)).astype("float64")  # many of equal value
+    theirs = nchw(x).requires_grad_()
+    expected = SelectAdaptivePool2d(pool_type=kind, flatten=True)(theirs)
+    weights = images(expected.shape, "float64")
+    (expected * torch.from_numpy(weights)).sum().backward()
+    pooled, pull_back = jax.vjp(lambda x: global_pool(x, kind), jnp.asarray(x))
+    assert difference(pooled, expected.detach()) < 1e-15
+    gradient = pull_back(jnp.asarray(weights))[0]
+    assert np.abs(np.asarray(gradient) - theirs.grad.numpy().transpose(0, 2, 3, 1)).max() < 1e-15
+    assert jax.jvp(lambda x: global_pool(x, kind), (x,), (x,))[1].shape == pooled.shape
+    assert global_pool(jnp.zeros((0, 4, 5, 8)), kind).shape[0] == 0
+
+
+@pytest.mark.parametrize(("name", "shape"), [("avg", (1, 1, 9, 3)), ("blur", (1, 9, 1, 3))])
+def test_maps_that_are_too_small(name, shape):
+    with pytest.raises(ValueError, match=f"aa_layer '{name}' has come to maps of {shape[1]} x {shape[2]} pixels"):
+        ANTI_ALIASING[name]()(jnp.ones(shape))
 
 
 @pytest.mark.parametrize("options", [(1, 1, 1, 1), (1, 2, 1, 1), (3, 2, 1, 1), (3, 1, 2, 4), (7, 2, 1, 1)])

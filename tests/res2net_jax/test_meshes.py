@@ -75,7 +75,14 @@ everywhere, spread = jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, j
 model = res2net_jax.create("res2net50_26w_4s", layers=(1, 1), channels=(16, 64)).eval()
 images = np.random.default_rng(0).standard_normal((4, 64, 64, 3)).astype("float32")
 expected = jax.jit(lambda model, x: model(x))(model, images)
+alone = res2net_jax.compile(jax.device_put(model, jax.devices()[0]))  # as load puts it
 model, images = jax.device_put(model, everywhere), jax.device_put(images, spread)
+try:
+    alone(images)
+except ValueError as error:
+    assert "the images are on other devices than the weights; give load a sharding=" in str(error), error
+else:
+    raise AssertionError
 run = res2net_jax.compile(model)
 np.testing.assert_allclose(run(images), expected, rtol=1e-4, atol=1e-5)
 assert run(images).sharding.spec[0] == "data"

@@ -123,8 +123,9 @@ def test_same_seed_same_weights():
     assert not np.array_equal(first["layer1.1.convs.0.kernel"], first["layer1.1.convs.1.kernel"])
 
 
-def test_rngs_of_flax_seed_too():
-    make = lambda seed: variables(res2net_jax.create("res2net50_26w_4s", rngs=nnx.Rngs(seed), **SMALL))  # noqa: E731
+@pytest.mark.parametrize("rngs", [nnx.Rngs, jax.random.key], ids=["Rngs", "key"])
+def test_rngs_of_flax_and_keys_of_jax_seed_too(rngs):
+    make = lambda seed: variables(res2net_jax.create("res2net50_26w_4s", rngs=rngs(seed), **SMALL))  # noqa: E731
     assert np.array_equal(make(0)["conv1.kernel"], make(0)["conv1.kernel"])
     assert not np.array_equal(make(0)["conv1.kernel"], make(1)["conv1.kernel"])
 
@@ -213,11 +214,21 @@ def test_reset_classifier(small):
         (np.zeros((32, 32, 3), "float32"), ValueError, r"x\[None\]"),
         (np.zeros((2, 32, 32, 1), "float32"), ValueError, r"\[batch, height, width, 3\]"),
         (np.zeros((2, 32, 32, 3), "uint8"), TypeError, "preprocess"),
+        (np.zeros((2, 32, 32, 3), ">f4"), TypeError, r"no numbers of type dtype\('>f4'\); pass images.astype"),
+        (np.zeros((2, 32, 32, 3), np.longdouble), TypeError, "no numbers of type dtype"),
+        (np.full((2, 32, 32, 3), "a"), TypeError, "no numbers of type dtype"),
     ],
 )
 def test_images_of_the_wrong_kind(small, x, error, message):
-    with pytest.raises(error, match=message):
-        small(x)
+    for run in (small, res2net_jax.compile(small)):
+        with pytest.raises(error, match=message):
+            run(x)
+
+
+@pytest.mark.parametrize("indices", ["12", [1.0], True, [True], 1.5])
+def test_features_that_are_no_numbers(small, indices):
+    with pytest.raises(ValueError, match="features are picked by"):
+        small.forward_intermediates(jnp.zeros((1, 32, 32, 3)), indices)
 
 
 def test_a_model_without_weights_says_so():
@@ -252,6 +263,7 @@ def test_a_model_without_weights_says_so():
         ({"avg_down": True, "down_kernel_size": 3}, "leave down_kernel_size at 1"),
         ({"avg_down": 1}, "avg_down must be True or False"),
         ({"block_reduce_first": 2}, "timm ignores it silently"),
+        ({"dtype": "f32"}, "dtype must be a floating-point type, e.g. float32 or bfloat16; got 'f32'"),
         ({"num_classes": -1}, "num_classes"),
         ({"in_chans": 0}, "in_chans"),
     ],
@@ -284,3 +296,18 @@ def test_transformations_of_jax_take_the_model(small):
     assert np.allclose(jax.vmap(lambda x: small(x[None])[0])(x), expected, rtol=1e-4, atol=1e-6)
     assert jax.eval_shape(lambda m, x: m(x), small, x).shape == (2, 10)
     assert jax.jvp(lambda x: small(x), (x,), (x,))[1].shape == (2, 10)
+
+
+@pytest.mark.parametrize("attn_layer", ["", "se", "eca"])
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_types_are_common_also_where_jax_is_strict(param_dtype, attn_layer):
+    model = res2net_jax.create(
+        "res2net50_26w_4s", attn_layer=attn_layer, dtype="bfloat16", param_dtype=param_dtype, **SMALL
+    )
+    with jax.numpy_dtype_promotion("strict"):
+        x = jnp.ones((2, 32, 32, 3), jnp.float32)
+        logits = jax.eval_shape(lambda model, x: model(x), model.eval(), x)
+        assert logits.dtype == res2net_jax.compile(model)(x).dtype == jnp.bfloat16
+        gradient = jax.grad(lambda model: model(x).astype("float32").sum(), allow_int=True)
+        gradients = nnx.state(jax.eval_shape(gradient, model.train()), nnx.Param)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype(param_dtype)}

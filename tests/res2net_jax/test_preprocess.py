@@ -32,6 +32,15 @@ def theirs():
 ours = preprocess("res2net50_26w_4s")
 
 
+def test_floats_from_0_to_1_are_scaled(tmp_path):
+    grey = np.linspace(0, 1, 240 * 250, dtype="float32").reshape(240, 250)
+    Image.fromarray(grey).save(tmp_path / "float.tiff")
+    Image.fromarray(grey * 255).save(tmp_path / "to255.tiff")
+    Image.fromarray(np.round(grey * 255).astype("uint8")).save(tmp_path / "grey.png")
+    assert np.array_equal(ours(tmp_path / "float.tiff"), ours(tmp_path / "grey.png"))
+    assert ours(tmp_path / "to255.tiff").max() > 2
+
+
 def test_photographs_equal_timm(photos, theirs):
     for file in photos:
         expected = theirs(Image.open(file))

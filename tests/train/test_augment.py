@@ -2,10 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import timm.data.mixup
-import torch
 
 from train import augment
-from train.augment import mix, normalise, random_erasing, smooth_labels
+from train.augment import mix, normalise, random_erasing
 
 KEY = jax.random.key(0)
 
@@ -14,8 +13,6 @@ def test_normalise():
     images = np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3)
     expected = (images / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
     np.testing.assert_allclose(normalise(images, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), expected, rtol=1e-6)
-    grey = normalise(images[..., :1], (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    np.testing.assert_allclose(grey, (images[..., :1] / 255 - 0.2) / 0.6, rtol=1e-6)
 
 
 def test_bfloat16_is_rounded_once_and_not_at_each_operation():
@@ -24,15 +21,6 @@ def test_bfloat16_is_rounded_once_and_not_at_each_operation():
     coarse = normalise(images, mean, std, jnp.bfloat16)
     assert coarse.dtype == jnp.bfloat16
     assert np.array_equal(coarse, normalise(images, mean, std).astype(jnp.bfloat16))
-
-
-def test_smoothed_labels_give_torchs_loss():
-    rng = np.random.default_rng(0)
-    logits, labels = rng.standard_normal((8, 5)).astype(np.float32), rng.integers(0, 5, 8)
-    targets = smooth_labels(labels, 5, 0.1)
-    ours = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
-    theirs = torch.nn.CrossEntropyLoss(label_smoothing=0.1)(torch.from_numpy(logits), torch.from_numpy(labels))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 def mixed(mixup, cutmix, seed, size=16, batch=6):

@@ -117,6 +117,8 @@ def test_a_resume_with_another_config_names_what_differs(tmp_path):
     assert "  momentum: the run has 0.9, this command 0.8" in lines
     after = arrays(tmp_path / "run")
     assert all(np.array_equal(before[name], after[name]) for name in before)
+    with pytest.raises(ValueError, match="To train its weights further: --pretrained --model .*run --output ANOTHER:"):
+        train(small(tmp_path, epochs=99))
 
 
 def test_a_run_that_is_older_than_a_switch_goes_on():

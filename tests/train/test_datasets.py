@@ -1,5 +1,6 @@
 """Names to data sets: what is found, and what is said when it is not there or not what it should be."""
 
+import dataclasses
 import os
 import pickle
 
@@ -11,7 +12,7 @@ import res2net_jax
 from train.config import Config
 from train.datasets import imagenet_synsets, open_dataset, resolve_split
 from train.imagenet_subsets import IMAGENET_A
-from train.start import introduction
+from train.start import introduction, open_splits
 
 
 def make_folder(root, tree):
@@ -92,6 +93,32 @@ def test_folder_with_splits(tmp_path):
         validation = open_dataset(f"folder:{tmp_path}", split)
         assert validation.split == "validation"
         assert validation.class_names == ("a", "b", "c") and validation.source.labels.tolist() == [1, 2]
+
+
+def test_parts_of_a_folder(tmp_path):
+    make_folder(tmp_path, {"a": [f"{i}.png" for i in range(5)], "b": [f"{i}.png" for i in range(4)]})
+    parts = [open_dataset(f"folder:{tmp_path}", split) for split in ("train[:75%]", "validation[75%:]", "all[25%:50%]")]
+    assert [part.split for part in parts] == ["all[0%:75%]", "all[75%:100%]", "all[25%:50%]"]
+    names = [[os.path.relpath(part.source.name(i), tmp_path) for i in range(len(part))] for part in parts]
+    assert names[0] == ["a/0.png", "a/1.png", "a/2.png", "a/3.png", "b/0.png", "b/1.png", "b/2.png"]
+    assert names[1] == ["a/4.png", "b/3.png"] and names[2] == ["a/1.png", "b/1.png"]
+    assert {part.class_names for part in parts} == {("a", "b")}
+    with pytest.raises(ValueError, match=r"without a picture in all\[0%:12%\]: b"):
+        open_dataset(f"folder:{tmp_path}", "train[:12%]")
+    for split in ("train[:0%]", "train[3:]", "train[:120%]", "train[50%:50%]", "train[:80%"):
+        with pytest.raises(ValueError, match="is in per cent, as train"):
+            open_dataset(f"folder:{tmp_path}", split)
+
+
+def test_parts_of_a_folder_do_not_overlap(tmp_path):
+    make_folder(tmp_path, {"a": [f"{i}.png" for i in range(4)], "b": [f"{i}.png" for i in range(4)]})
+    config = Config(dataset=f"folder:{tmp_path}", train_split="all[:50%]", eval_split="all[50%:]")
+    train, held_out = open_splits(config)
+    assert len(train) == len(held_out) == 4
+    message = r'on the same pictures .*--train-split "all\[:80%\]" --eval-split "all\[80'
+    for splits in ({"train_split": "all[:75%]"}, {"train_split": "all"}, {"eval_split": "all"}):
+        with pytest.raises(ValueError, match=message):
+            open_splits(dataclasses.replace(config, **splits))
 
 
 @pytest.mark.parametrize("held_out", ["val", "valid", "validation"])

@@ -336,3 +336,8 @@ def test_no_labels_at_all(digits_folder):
     with pytest.raises(ValueError, match=r"no example of unlabelled\[validation\] has a label"):
         evaluate(model, dataset, setting, batch_size=2)
     assert len(list(eval_batches(dataset, preprocessing=setting, batch_size=2))) == 2
+
+
+def test_grey_images_have_the_average_of_the_constants():
+    setting = preprocessing_of(res2net_jax.create("res2net50_26w_4s", in_chans=2, layers=(1,), channels=(8,)))
+    np.testing.assert_allclose([setting.mean, setting.std], [[0.449] * 2, [0.226] * 2], rtol=1e-12)

@@ -117,6 +117,15 @@ def test_learning_rate(schedule):
         assert [lr(e) for e in (5, 52.5, 100, 147.5, 195)] == pytest.approx([0.2, 0.1, 0, 0, 0], abs=1e-8)
 
 
+@pytest.mark.parametrize("schedule", ["steps", "cosine"])
+def test_learning_rate_of_a_float64_run(schedule, x64):
+    config = Config(schedule=schedule, epochs=100, warmup_epochs=3, lr=0.3, dtype="float64")
+    step, progress = np.arange(3700), (np.arange(3700) - 111) / 3589
+    after = 0.15 * (1 + np.cos(progress * np.pi)) if schedule == "cosine" else 0.3 * 0.1 ** (step // 37 // 30)
+    expected = np.where(step < 111, 0.3 * (step + 1) / 111, after)
+    np.testing.assert_allclose(learning_rate(config, step.astype("int32"), 37), expected, rtol=1e-12)
+
+
 def test_decay_mask_leaves_norms_and_biases_alone():
     params = {"conv1.kernel": jnp.ones((1, 1, 1, 1)), "bn1.scale": jnp.ones(1), "fc.bias": jnp.ones(1)}
     config = Config(decay_all=False, momentum=0, weight_decay=0.5)

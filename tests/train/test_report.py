@@ -65,6 +65,17 @@ def test_rows_events_and_curves(tmp_path, capsys):
     assert "3 pictures could not be read" in out and "best top-1 50.00 % at step 8" in out, "the last of equals"
 
 
+def test_the_best_is_named_if_it_is_not_the_newest(tmp_path, capsys):
+    running = report(tmp_path)
+    for step, top1 in ((4, 60.0), (8, 50.0)):
+        running.evaluation(step, RESULT | {"top1": top1})
+    running.summary(tmp_path / "checkpoints", replaced=0)
+    running.close()
+    out = capsys.readouterr().out
+    assert "Done: top-1 50.00 %" in out and "best top-1 60.00 % at step 4" in out
+    assert f'load("{tmp_path}/checkpoints"), the best: load("{tmp_path}/checkpoints/4"). Curves' in out
+
+
 def test_a_resume_drops_what_comes_again(tmp_path):
     fill(report(tmp_path), range(1, 7))
     with (tmp_path / "metrics.csv").open("a") as file:
