@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+import res2net_jax
 from porting.convert import state_dict, to_numpy
-from porting.export import export
 from res2net_jax.command_line import main, table
 from res2net_jax.variants import Preprocessing
 from train import imagenet
@@ -154,7 +154,8 @@ def our_batches(config: Config, setting: Preprocessing) -> Iterator[tuple[torch.
 def compare(folder: Path, seeds: tuple[int, ...]) -> None:
     """Runs everything in ``folder`` and prints the accuracies."""
     checkpoints = pretrain(folder)
-    weights = torch.load(export(checkpoints, folder / "pretrained.pth", overwrite=True), weights_only=True)
+    file = res2net_jax.export(res2net_jax.load(checkpoints), folder / "pretrained.pth", overwrite=True)
+    weights = torch.load(file, weights_only=True)
     pictures = write_digits(folder / "five-to-nine", range(5, 10))
     rows = []
     for seed in seeds:

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from porting.export import export
+from porting.export import SUFFIXES
 from porting.parity import TOLERANCE, worst
 from porting.release import port
+from res2net_jax import checkpoint, files, formats
 from res2net_jax.backend import use_compilation_cache
 from res2net_jax.command_line import main, table
 from res2net_jax.metadata import read_metadata
@@ -86,7 +87,12 @@ def export_command(
         file: Ends in .pth (needs torch) or .safetensors.
         force: Replace the file.
     """
-    print(export(folder, file, overwrite=force))
+    if file.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{file} must end in {' or '.join(SUFFIXES)}; python -m res2net_jax export writes other formats"
+        )
+    files.check_new(file.expanduser(), force)
+    print(formats.export(checkpoint.load(folder), file, overwrite=force))
 
 
 def command(arguments: list[str]) -> None:

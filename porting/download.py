@@ -120,7 +120,7 @@ def _download(url, part):
                 raise FileNotFoundError(f"the server has no {url}") from error
             if error.code == 416:  # there is no such range: the part is not of this file
                 part.unlink(missing_ok=True)
-            elif error.code < 500:
+            elif error.code < 500 and error.code not in (408, 429):  # which are of the moment
                 raise ConnectionError(f"the server refused {url}: HTTP {error.code} {error.reason}") from error
             failure = error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
@@ -129,7 +129,7 @@ def _download(url, part):
             if error.errno not in _OF_THE_NETWORK:
                 raise
             failure = error
-    reason = getattr(failure, "reason", failure)
+    reason = str(getattr(failure, "reason", failure)).partition("\n")[0]
     raise ConnectionError(f"cannot download {url} ({reason}); check the network, or give the file as source=")
 
 
@@ -148,7 +148,7 @@ def _append(response, part):
     # A server that knows no ranges, or has another version by now, sends the whole.
     have = part.stat().st_size if response.status == 206 else 0
     length = response.headers.get("Content-Length")
-    total = have + int(length) if length else None
+    total = have + int(length) if length and length.isdecimal() else None
     if total and shutil.disk_usage(part.parent).free < total - have:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr)

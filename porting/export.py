@@ -1,38 +1,12 @@
-"""A checkpoint back to a file for timm."""
+"""A model back to a file for timm."""
 
 import io
-import os
 from pathlib import Path
 
 from porting.convert import state_dict, to_numpy
-from res2net_jax import checkpoint, files
 from res2net_jax.model import Res2Net
 
 SUFFIXES = (".pth", ".safetensors")
-
-
-def export(folder: str | os.PathLike, file: str | os.PathLike, *, overwrite: bool = False) -> Path:
-    """Writes the checkpoint in ``folder`` as a bare state dict that timm loads strictly.
-
-    Args:
-        folder: A checkpoint.
-        file: Ends in ``.pth`` (needs torch) or ``.safetensors``; it appears whole or not at all.
-        overwrite: Replace the file.
-
-    Raises:
-        ValueError: ``folder`` is no checkpoint, or ``file`` ends otherwise.
-        FileExistsError: ``file`` exists.
-        ImportError: A ``.pth`` is asked for, and torch is not installed.
-        OSError: No permission, no space.
-    """
-    file = Path(file).expanduser()
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"{file} must end in {' or '.join(SUFFIXES)}")
-    files.check_new(file, overwrite)
-    model = checkpoint.load(folder)
-    with files.replacing(file, overwrite=overwrite) as temporary:
-        write(model, temporary)
-    return file
 
 
 def write(model: Res2Net, file: Path) -> None:

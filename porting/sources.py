@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -119,18 +120,34 @@ def _read_torch(path):
             f"reading {path} needs torch: pip install 'res2net_jax[port]', "
             "or take the .safetensors of the same release, which needs none"
         ) from error
+    _require_sound_zip(path)
     try:
         # Training checkpoints keep their command line as a Namespace; it holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if "unsupported" in str(error).lower():
-            what = re.search(r"(?i)unsupported (?:global:? |operand |class )?([\w.]+)", str(error))
+            what = re.search(r"(?i)unsupported (?:global: )?(?:GLOBAL |class )?(\w+\.[\w.]+)", str(error))
             raise ValueError(
                 f"{path} holds more than tensors ({what[1] if what else 'Python objects'}), which could run code "
                 "when read, so it was not read. Save the state dict alone: torch.save(model.state_dict(), file)"
             ) from error
         raise ValueError(f"{path} is damaged or truncated: {first_line(error)}") from error
+
+
+def _require_sound_zip(path):
+    """ValueError unless the checksums in a zip hold, at which torch does not look."""
+    if not zipfile.is_zipfile(path):  # of the legacy format
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.save does not compress. What does may be small here and fill the memory.
+            sizes = sum(member.file_size for member in archive.infolist())
+            bad = "its parts are larger than itself" if sizes > path.stat().st_size else archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        bad = first_line(error)
+    if bad:
+        raise ValueError(f"{path} is damaged or truncated: {bad}")
 
 
 def _unwrap(content, path):
@@ -150,5 +167,8 @@ def _unwrap(content, path):
             raise ValueError(f"{path} holds no state dict: {key!r} is a {type(value).__name__}, not a tensor")
         if key in arrays:
             raise ValueError(f"{path} holds {key!r} twice, with and without a prefix")
-        arrays[key] = to_numpy(value)
+        try:
+            arrays[key] = to_numpy(value)
+        except (RuntimeError, TypeError) as error:  # float8, sparse, quantised, or larger than memory
+            raise ValueError(f"{path}: {key!r} is a tensor that numpy has not ({first_line(error)})") from error
     return arrays

@@ -37,6 +37,9 @@ from res2net_jax.provenance import release_of
 
 _OF_ORBAX = ("model", "orbax.checkpoint", "commit_success.txt")  # and what begins with _
 
+#: To read a checkpoint that others replace, or a run's newest one while it trains.
+ATTEMPTS = 10
+
 # Orbax numbers its operations for the whole process: a save during which another thread reads makes its folders twice,
 # or waits for them in vain.
 _ORBAX = threading.RLock()
@@ -110,16 +113,18 @@ def load(folder: str | os.PathLike, **options) -> Res2Net:
     """
     require_local(folder)
     folder = Path(folder).expanduser().absolute()
-    before = _identity(folder)
-    try:
-        return restore(folder, **options)
-    except (FileNotFoundError, ValueError):
-        if jax.process_count() > 1 or not (has_leftovers(folder) or _identity(folder) != before):
-            raise
-    # Somebody has replaced the folder meanwhile; or is about to, or was killed in it: then wait, and set right.
-    if has_leftovers(folder):
-        with lock(folder):
-            remove_leftovers(folder)
+    for _ in range(ATTEMPTS - 1):
+        before = _identity(folder)
+        try:
+            return restore(folder, **options)
+        except (FileNotFoundError, ValueError):
+            if jax.process_count() > 1 or not (has_leftovers(folder) or _identity(folder) != before):
+                raise
+        # Somebody has replaced it meanwhile, or a run has deleted it, which has newer ones; or somebody is about to, or
+        # was killed in it: then wait, and set right.
+        if has_leftovers(folder):
+            with lock(folder):
+                remove_leftovers(folder)
     return restore(folder, **options)
 
 
@@ -175,10 +180,11 @@ def require_free(folder: Path, overwrite: bool = False) -> None:
 
 
 def _identity(folder):
-    """What another folder of the same name would not have."""
+    """Of the checkpoint that is read: its place, and what another folder there would not have."""
     try:
-        return folder.stat().st_ino
-    except OSError:
+        found = locate(folder)
+        return found, found.stat().st_ino
+    except (OSError, ValueError):
         return None
 
 

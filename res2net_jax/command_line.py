@@ -10,6 +10,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
 
 from res2net_jax.files import first_line, out_of_memory
 
@@ -48,10 +51,12 @@ def _run(command):
         raise  # so that Python ends by the signal, and with it a shell's loop around this command
     except Exception as error:
         full = out_of_memory(error)
+        if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
+            error = ValueError("a path begins with ~NAME, and there is no such user")
         if debug or not (full or isinstance(error, EXPECTED)):
             raise
         advice = f"not enough memory ({first_line(error)}); a smaller --batch-size, or fewer pixels, need less"
-        print(f"error: {advice if full else error}", file=sys.stderr)
+        say(f"error: {advice if full else error}", sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:
@@ -136,6 +141,14 @@ def _reports():
     """Whether the main thread is still within :func:`_unraisable`."""
     stack = traceback.walk_stack(sys._current_frames().get(threading.main_thread().ident))
     return any(frame.f_code is _unraisable.__code__ for frame, _ in stack)
+
+
+def say(message: str, file: TextIO | None = None) -> None:
+    """Prints a line above any progress bar. A log file on a full disk is no reason to fail."""
+    file = file or sys.stdout
+    with contextlib.suppress(OSError):
+        tqdm.write(message, file=file)
+        file.flush()
 
 
 def silence_stdout() -> None:

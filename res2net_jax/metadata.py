@@ -109,6 +109,8 @@ def locate(folder: str | os.PathLike) -> Path:
     # "5.old" is step 5 while the trainer saves it again, or if it was killed while doing so.
     steps = {child.name.removesuffix(".old"): child for child in sorted(children, reverse=True) if is_checkpoint(child)}
     steps = {int(name): child for name, child in steps.items() if name.isdigit()}
+    if not steps and (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{folder} is a run of python -m train.imagenet that has no checkpoint yet")
     if not steps:
         raise ValueError(
             f"{folder} is not a checkpoint; expected a folder written by res2net_jax.save, "

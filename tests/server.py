@@ -14,13 +14,14 @@ import pytest
 class Server:
     """Serves ``files[path]`` at ``url + path`` and logs the ``requests``.
 
-    ``cut`` closes that many answers half way, and then ``change`` replaces files. Without ``ranges`` every
-    answer is whole; with ``lie`` the last byte is wrong.
+    ``cut`` closes that many answers half way, and then ``change`` replaces files; ``busy`` refuses that many. Without
+    ``ranges`` every answer is whole; with ``lie`` the last byte is wrong.
     """
 
     url: str
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     cut: int = 0
+    busy: int = 0
     change: dict[str, bytes] = dataclasses.field(default_factory=dict)
     ranges: bool = True
     lie: bool = False
@@ -47,6 +48,12 @@ def server():
         def answer(self, body):
             span = self.headers.get("Range")
             state.requests.append((self.command, self.path, span))
+            if state.busy:
+                state.busy -= 1
+                self.send_response(429)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             content = state.files.get(self.path)
             if content is None:
                 self.send_response(404)

@@ -21,12 +21,12 @@ from orbax.checkpoint import v1 as ocp
 
 from res2net_jax import command_line
 from res2net_jax.checkpoint import crc32
+from res2net_jax.command_line import say
 from res2net_jax.files import first_line, remove_tree
 from res2net_jax.metadata import describe, require_format, stored_metadata
 from res2net_jax.model import Res2Net
 from train.config import Config, differences, to_json
 from train.devices import everywhere, largest, of_the_first, together
-from train.report import say
 from train.step import State, fingerprint, from_items, to_items
 
 #: Attempts at the last save of a process, and seconds between two of them.
@@ -66,8 +66,8 @@ class Checkpoints:
         self._saving = None
         self._checkpointer = None
 
-    def restore(self, state: State) -> tuple[State, dict | None] | None:
-        """The newest undamaged state and its evaluation's result (None if it was not evaluated), or None.
+    def restore(self, state: State) -> tuple[State, dict] | None:
+        """The newest undamaged state, and the ``evaluation`` and ``window`` that were saved with it; or None.
 
         Args:
             state: A state of the shapes, dtypes and shardings to restore.
@@ -76,6 +76,7 @@ class Checkpoints:
             ValueError: The checkpoints are of another config, model, data or format, or all of them are damaged.
         """
         together(self._put_back)
+        together(self._mend_results)
         # Process 0's, for a file server may show another host an older listing.
         steps = of_the_first(together(lambda: [*saved_in(self.folder)]))
         _wait_until_visible(self.folder, steps)
@@ -86,7 +87,7 @@ class Checkpoints:
                 together(lambda found=metadata: self._require_same_run(found))
                 restored, problem = self._load(step, metadata["train"], state)
             if problem is None:
-                return restored, metadata["train"]["evaluation"]
+                return restored, metadata["train"]
             if number + 1 == len(steps):
                 raise ValueError(
                     f"no checkpoint in {self.folder} can be read, the oldest because: {problem}; "
@@ -103,8 +104,17 @@ class Checkpoints:
         failed = step == self._check_at and not self._settle()
         return failed or step % self.config.checkpoint_every == 0
 
-    def save(self, step: int, state: State, evaluation: dict | None = None) -> None:
-        """Starts to save in the background. If it fails this warns, and :meth:`due` asks for another attempt."""
+    def save(
+        self, step: int, state: State, window: list[dict[str, float]], evaluation: dict[str, float] | None = None
+    ) -> None:
+        """Starts to save in the background. If it fails this warns, and :meth:`due` asks for another attempt.
+
+        Args:
+            step: Steps done.
+            state: The state after them.
+            window: :attr:`train.report.Report.window`.
+            evaluation: The result, if the state was evaluated.
+        """
         self._settle()
         saved = self._saved(step)
         if saved and evaluation is None:
@@ -119,6 +129,7 @@ class Checkpoints:
                 "examples": self._examples,
                 "checksums": self._checksums,
                 "evaluation": evaluation,
+                "window": window,
                 "fingerprint": int(self._fingerprint(items)),
             },
         }
@@ -134,14 +145,16 @@ class Checkpoints:
         except Exception as error:
             self._saving = _Failed(error)
 
-    def finish(self, step: int, state: State, evaluation: dict | None = None) -> None:
-        """Saves and waits until it is done; tries again for some minutes if the disk is full.
+    def finish(
+        self, step: int, state: State, window: list[dict[str, float]], evaluation: dict[str, float] | None = None
+    ) -> None:
+        """As :meth:`save`, and waits until it is done; tries again for some minutes if the disk is full.
 
         Raises:
             NotSaved: It did not work.
         """
         for _ in range(ATTEMPTS):
-            self.save(step, state, evaluation)
+            self.save(step, state, window, evaluation)
             if self._settle():
                 return
             time.sleep(PAUSE)
@@ -186,6 +199,25 @@ class Checkpoints:
                     remove_tree(old)
                 else:
                     os.rename(old, old.with_suffix(""))
+
+    def _mend_results(self):
+        """Writes damaged results anew, for Orbax, which reads them all to find the best, would then save no more."""
+        for step, folder in saved_in(self.folder).items() if jax.process_index() == 0 else ():
+            file = folder / "metrics" / "metrics"
+            try:
+                if not file.exists() or json.loads(file.read_bytes())["top1"] is not None:
+                    continue
+            except (ValueError, TypeError, KeyError):
+                pass
+            _warn(f"the result of checkpoint {step} is damaged; it is taken from its metadata")
+            try:
+                evaluation = stored_metadata(folder)["train"]["evaluation"]
+            except Exception:  # damaged too, which is said if it should be read
+                evaluation = None
+            if evaluation is None:
+                remove_tree(file.parent)
+            else:
+                file.write_text(json.dumps(evaluation))
 
     def _settle(self):
         """Waits for the save under way; False if it failed in any process."""
@@ -311,7 +343,8 @@ def _wait_until_visible(folder, steps, seconds=90):
 
     def visible():
         try:
-            return not steps or {*map(str, steps)} <= {*os.listdir(folder)}
+            seen = saved_in(folder)
+            return all(seen.get(step) == folder / str(step) for step in steps)
         except OSError:
             return False
 

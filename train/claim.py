@@ -9,10 +9,11 @@ from pathlib import Path
 
 import jax
 
+from res2net_jax.command_line import say
 from res2net_jax.files import writing
 from res2net_jax.metadata import is_checkpoint
 from train.devices import everywhere, largest, together
-from train.report import COLUMNS, say
+from train.report import COLUMNS
 from train.signals import StopRequest
 
 if sys.platform != "win32":

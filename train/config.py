@@ -5,6 +5,7 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -270,13 +271,18 @@ def differences(saved: dict, config: Config) -> list[str]:
     A field that is younger than the run counts as it is by default, which is how the run was trained.
     """
     ours, saved = _flat(to_json(config)), {**_flat(to_json(Config())), **_flat(saved)}
-    names = [name for name in saved if name not in FREE and saved[name] != ours.get(name)]
+    names = [name for name in saved if name not in FREE and _compared(saved[name]) != _compared(ours.get(name))]
     return [f"{name}: the run has {saved.get(name)!r}, this command {ours.get(name)!r}" for name in names]
 
 
 def _flat(fields):
     """With the augmentation's fields among the others, as on the command line."""
     return {**fields, **fields["augment"], "augment": None}
+
+
+def _compared(value):
+    """Without where a folder of pictures is: what is in it counts, by :func:`train.start.checksums`."""
+    return re.sub("^folder:.*", "folder:", value) if isinstance(value, str) else value
 
 
 def _validate(config):

@@ -8,6 +8,7 @@ the number of the next step, and a run may resume with other workers or processe
 import dataclasses
 import functools
 import importlib.util
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -48,12 +49,12 @@ class Augment:
             raise ValueError("--resizer simd needs a package: pip install cykooz.resizer; pillow needs nothing more")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"--crop-scale must be two rising numbers in (0, 1]; got {self.crop_scale}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf:
             raise ValueError(f"--crop-ratio must be two rising positive numbers; got {self.crop_ratio}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"--flip must be a probability; got {self.flip}")
-        if self.color_jitter < 0:
-            raise ValueError(f"--color-jitter must not be negative; got {self.color_jitter}")
+        if not 0 <= self.color_jitter < math.inf:
+            raise ValueError(f"--color-jitter must be a number from 0 up; got {self.color_jitter}")
         if self.rand_augment is not None and not 0 <= self.rand_augment <= 30:
             raise ValueError(f"--rand-augment must be 0..30 or None; got {self.rand_augment}")
 

@@ -142,7 +142,7 @@ def leave(error: Exception) -> NoReturn:
     explained = isinstance(error, command_line.EXPECTED) or out_of_memory(error)
     if not explained:
         traceback.print_exception(error)
-    print(f"error: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
+    command_line.say(f"error: {str(error) or type(error).__name__}", sys.stderr)
     os._exit(2 if explained else 1)
 
 

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from res2net_jax.command_line import say
 from train.datasets import Dataset
-from train.report import say
 from train.sources import Files
 
 #: A look at the length of more files than this takes too long on a file system across a network.

@@ -132,14 +132,23 @@ def _run(config, stop, opened):
     )
     opened.callback(checkpoints.close)
     restored = checkpoints.restore(state)
-    state, evaluation = restored or (state, None)
+    state, saved = restored or (state, {})
+    evaluation = saved.get("evaluation")
     done = int(state["step"])
     first = jax.process_index() == 0
 
     # ---- Loop
     devices.together(lambda: write_json(config, output / "config.json") if first else None)
     report = devices.together(
-        lambda: Report(output, config, start=done, total=total, steps_per_epoch=epoch, visible=first)
+        lambda: Report(
+            output,
+            config,
+            start=done,
+            total=total,
+            steps_per_epoch=epoch,
+            window=saved.get("window", ()),  # which earlier versions did not save
+            visible=first,
+        )
     )
     opened.callback(report.close)
     report.say(introduction(config, model, train_set, eval_set, epoch, done, total))
@@ -187,17 +196,17 @@ def _run(config, stop, opened):
                     try:
                         evaluation, answers, signum = evaluate()
                     except Exception:  # a picture that cannot be read, say, in all processes at once
-                        checkpoints.finish(done, state)
+                        checkpoints.finish(done, state, report.window)
                         raise
                 if signum:
-                    checkpoints.finish(done, state)
+                    checkpoints.finish(done, state, report.window)
                     report.say(f"Saved at step {done} of {total}; the same command goes on from here.")
                     return 128 + signum
                 if evaluation:
                     report.evaluation(done, evaluation)
                     if done >= total and first:
                         draw_mistakes(output, eval_set, model, answers)
-                checkpoints.save(done, state, evaluation)
+                checkpoints.save(done, state, report.window, evaluation)
             if done >= total:
                 break
             try:
@@ -208,7 +217,7 @@ def _run(config, stop, opened):
                     checkpoints.close()
                     devices.leave(error)
                 _settle(pending, report)
-                checkpoints.finish(done, state)
+                checkpoints.finish(done, state, report.window)
                 raise
             state, metrics = train_step(state, place(batch))
             done += 1
@@ -217,7 +226,7 @@ def _run(config, stop, opened):
             evaluation_due = _is_evaluated(done, total, epoch, config)
             save_due = checkpoints.due(done)
         if not checkpoints.wait():
-            checkpoints.finish(done, state, evaluation)
+            checkpoints.finish(done, state, report.window, evaluation)
         report.summary(checkpoints.folder, batches.replaced)
         return 0
     except Diverged as error:
@@ -281,7 +290,7 @@ def _is_evaluated(done, total, epoch, config):
 
 
 def _fail(error, code):
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    command_line.say(f"error: {error}", sys.stderr)
     return code
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from res2net_jax.command_line import say
 from res2net_jax.files import first_line
 from res2net_jax.inference import class_names
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import resize_and_crop
 from train import transforms
 from train.datasets import Dataset
-from train.report import say
 
 #: With more classes than this a matrix cannot be read, and the most confused pairs are shown instead.
 MOST_CLASSES = 40

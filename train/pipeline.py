@@ -17,9 +17,9 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from res2net_jax.backend import cores
+from res2net_jax.command_line import say
 
 _MIN_SHARED_MEMORY = 2**31
 _warned_of_pipes = threading.Event()
@@ -126,7 +126,7 @@ class Batches(grain.DatasetIterator):
         self.replaced += 1
         if index not in self._described:
             self._described.add(index)
-            tqdm.write(f"replaced a picture that cannot be read: {self._describe(index)}", file=sys.stderr)
+            say(f"replaced a picture that cannot be read: {self._describe(index)}", sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,11 +196,11 @@ def _pipeline(batches, step, workers, process_index, process_count, batch_bytes)
     roomy = free >= needed
     if not roomy and not _warned_of_pipes.is_set():
         _warned_of_pipes.set()
-        tqdm.write(
+        say(
             f"WARNING: /dev/shm has {free / 1e9:.1f} GB free, and the workers' batches want {needed / 1e9:.1f} GB; so "
             "they go through pipes, which is slower. Remove /dev/shm/psm_* of killed runs, or start the container with "
             "--shm-size",
-            file=sys.stderr,
+            sys.stderr,
         )
     options = grain.experimental.DatasetOptions(min_shm_size=2**16 if roomy else sys.maxsize)
     return grain.experimental.WithOptionsIterDataset(serial, options).mp_prefetch(

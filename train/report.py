@@ -5,13 +5,13 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
+from res2net_jax.command_line import say
 from res2net_jax.files import first_line
 from train.config import Config
 
@@ -44,11 +44,20 @@ class Report:
         start: Steps already done.
         total: Steps of the whole run.
         steps_per_epoch: Steps in an epoch.
+        window: The metrics of the last steps already done, which have no row yet (:attr:`window`).
         visible: Whether this process reports at all.
     """
 
     def __init__(
-        self, folder: Path, config: Config, *, start: int, total: int, steps_per_epoch: int, visible: bool = True
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        start: int,
+        total: int,
+        steps_per_epoch: int,
+        window: Sequence[dict[str, float]] = (),
+        visible: bool = True,
     ):
         self._file = folder / "metrics.csv"
         self._folder = folder
@@ -57,7 +66,7 @@ class Report:
         self._log_every = config.log_every
         self._visible = visible
         self._total = total
-        self._window = []
+        self.window = list(window)
         self._warm = False
         self._began = time.perf_counter()
         self._restart_clock()
@@ -87,7 +96,7 @@ class Report:
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Adds the metrics of ``step``, the number of steps done."""
-        self._window.append(metrics)
+        self.window.append({name: metrics[name] for name in ("loss", "top1", "grad_norm", "lr")})
         self._bar.update()
         self._timed += 1
         if not self._warm:
@@ -98,7 +107,7 @@ class Report:
 
     def flush(self, step: int) -> None:
         """Adds a row for the steps since the last one, if there are any; or short runs would have none."""
-        if self._window:
+        if self.window:
             self._log(step)
 
     def evaluation(self, step: int, result: dict[str, float]) -> None:
@@ -129,7 +138,7 @@ class Report:
         )
         if replaced:
             self.say(f"{replaced} pictures could not be read and were replaced; they are named above")
-        of_the_best = "" if best is last[-1] else f', the best: load("{checkpoints / best["step"]}")'
+        of_the_best = "" if best is last[-1] else f', the best: load("{checkpoints / str(best["step"])}")'
         self.say(f'Weights: res2net_jax.load("{checkpoints}"){of_the_best}. Curves: {self._folder / "curves.png"}')
 
     def close(self) -> None:
@@ -144,15 +153,15 @@ class Report:
 
     def _log(self, step):
         seconds = time.perf_counter() - self._clock
-        row = {name: sum(m[name] for m in self._window) / len(self._window) for name in ("loss", "top1", "grad_norm")}
+        row = {name: sum(m[name] for m in self.window) / len(self.window) for name in ("loss", "top1", "grad_norm")}
         row["top1"] *= 100
-        row["lr"] = self._window[-1]["lr"]
+        row["lr"] = self.window[-1]["lr"]
         told = f"loss {row['loss']:.4f}"
         if self._timed:
             row["images_per_s"] = self._timed * self._batch_size / seconds
             row["data_wait"] = self._waited / seconds
             told += f", {row['images_per_s']:.0f} img/s, waiting for data {row['data_wait']:.0%}"
-        self._window = []
+        self.window = []
         self._restart_clock()
         self._add(step, row)
         self._bar.set_postfix_str(told)
@@ -218,14 +227,6 @@ class Report:
 
     def _warn(self, error):
         say(f"WARNING: metrics and curves cannot be written ({error}); the run goes on", sys.stderr)
-
-
-def say(message: str, file: TextIO | None = None) -> None:
-    """Prints a line above any progress bar. A log file on a full disk is no reason to end a run either."""
-    file = file or sys.stdout
-    with contextlib.suppress(OSError):
-        tqdm.write(message, file=file)
-        file.flush()
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

@@ -39,6 +39,7 @@ def export(
         force: Replace a file that exists.
     """
     options = {"dtype": dtype, "size": parse_size(size) if size else None, "uint8": uint8}
+    file = file.expanduser()
     formats.check_format(file)
     files.check_new(file, force)
     loaded = hub.load(model, source=source, cache_dir=cache_dir, check_hash=check_hash)

@@ -69,6 +69,12 @@ def test_a_cut_connection_is_resumed(url, server, tmp_path, ranges):
     assert spans[0] is None and all(span.startswith("bytes=") for span in spans[1:]) and len(spans) == 3
 
 
+def test_a_server_that_is_busy_is_asked_again(url, server, tmp_path):
+    server.busy = 2
+    assert len(porting.read(url, cache_dir=tmp_path)["a"]) == 1_000_000
+    assert len(server.requests) == 3
+
+
 def test_a_connection_that_always_breaks(url, server, tmp_path):
     server.cut = 99
     with pytest.raises(ConnectionError, match="the connection broke after .* give the file as source="):

@@ -9,7 +9,6 @@ from safetensors.numpy import load_file, save_file
 
 import porting
 import res2net_jax
-from porting.export import export
 from porting.parity import SIZES, STAGES, certify
 from res2net_jax.metadata import read_metadata
 
@@ -107,9 +106,18 @@ def test_without_a_pool_the_last_maps_are_compared(timm_model):
     assert certify(NAME, weights, global_pool="")["certified"]
 
 
+def test_a_classifier_of_zeros_is_certified_and_weights_that_overflow_are_not(weights):
+    zeros = {key: np.zeros_like(value) for key, value in weights.items() if key.startswith("fc.")}
+    certificate = certify(NAME, weights | zeros)
+    assert certificate["certified"] and certificate["error"]["float64"]["224x224"]["logits"] == 0
+    huge = {"bn1.weight": np.full_like(weights["bn1.weight"], 1e38)}
+    with pytest.raises(ValueError, match="timm's res2net.* itself gives infinity or NaN"):
+        certify(NAME, weights | huge)
+
+
 def test_timm_has_no_model_of_two_stages(tmp_path):
     shape = {"layers": (1, 1), "channels": (16, 32)}
-    file = export(res2net_jax.save(res2net_jax.create(NAME, **shape), tmp_path / "mine"), tmp_path / "mine.safetensors")
+    file = res2net_jax.export(res2net_jax.create(NAME, **shape).eval(), tmp_path / "mine.safetensors")
     folder = porting.port(NAME, file, tmp_path / "m", **shape)
     certificate = read_metadata(folder)["certificate"]
     assert certificate == {"certified": False, "reason": "timm's models have four stages"}
@@ -119,7 +127,8 @@ def test_timm_has_no_model_of_two_stages(tmp_path):
 def test_timm_loads_the_exported_file_strictly(checkpoint_folder, weights, timm_model, tmp_path, suffix):
     import timm
 
-    file = export(checkpoint_folder, tmp_path / f"out{suffix}")
+    model = res2net_jax.load(checkpoint_folder)
+    file = res2net_jax.export(model, tmp_path / f"out{suffix}")
     content = torch.load(file, weights_only=True) if suffix == ".pth" else load_file(file)
     tensors = {key: torch.as_tensor(value) for key, value in content.items()}
     fresh = timm.create_model(NAME)
@@ -131,11 +140,11 @@ def test_timm_loads_the_exported_file_strictly(checkpoint_folder, weights, timm_
     with torch.inference_mode():
         assert torch.equal(again(x), timm_model(NAME)(x))
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    assert export(checkpoint_folder, tmp_path / "new" / file.name).is_file()
+    assert res2net_jax.export(model, tmp_path / "new" / file.name).is_file()
     with pytest.raises(PermissionError, match="cannot write"):
-        export(checkpoint_folder, file / file.name)
+        res2net_jax.export(model, file / file.name)
     with pytest.raises(FileExistsError, match="--force"):
-        export(checkpoint_folder, file)
+        res2net_jax.export(model, file)
 
 
 def test_what_cannot_be_ported(safetensors_file, weights, tmp_path):

@@ -1,6 +1,7 @@
 import argparse
 import hashlib
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -129,6 +130,37 @@ def test_truncated_files(tmp_path, tensors, arrays, fraction):
 def test_what_is_no_weights_file(tmp_path, content, message):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(ValueError, match=message):
+        porting.read(tmp_path / "x.pth")
+
+
+def test_a_flipped_bit_in_a_pth(tmp_path):
+    file = tmp_path / "x.pth"
+    torch.save({"a": torch.zeros(100_000)}, file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 8
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="x.pth is damaged or truncated: x/data/0"):
+        porting.read(file)
+
+
+def test_a_zip_that_is_larger_than_it_looks(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(10**7))
+    with pytest.raises(ValueError, match="x.pth is damaged or truncated: its parts are larger than itself"):
+        porting.read(tmp_path / "x.pth")
+
+
+def test_what_else_a_pth_may_hold(tmp_path):
+    for tensor in (
+        torch.ones(3).to(torch.float8_e4m3fn),
+        torch.ones(3, dtype=torch.complex64).conj(),
+        torch.ones(3, 3).to_sparse(),
+    ):
+        torch.save({"a": tensor}, tmp_path / "x.pth")
+        with pytest.raises(ValueError, match="x.pth: 'a' is a tensor that numpy has not"):
+            porting.read(tmp_path / "x.pth")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"holds more than tensors \(torch.nn.modules.linear.Linear\)"):
         porting.read(tmp_path / "x.pth")
 
 

@@ -1,6 +1,7 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -103,15 +104,11 @@ def test_first_convolution_for_other_channels_equals_timm(in_chans):
 
 def test_a_mistake_is_reported_once(model, tmp_path, monkeypatch):
     res2net_jax.save(model, tmp_path / "m")
-    reads, locate = [], checkpoint.locate
-    monkeypatch.setattr(checkpoint, "locate", lambda folder: reads.append(folder) or locate(folder))
+    reads, restore = [], checkpoint.restore
+    monkeypatch.setattr(checkpoint, "restore", lambda *args, **options: reads.append(args) or restore(*args, **options))
     with pytest.raises(ValueError, match="do not fit") as caught:
         res2net_jax.load(tmp_path / "m", base_width=14)
-    assert caught.value.__context__ is None
-    once = len(reads)
-    reads.clear()
-    res2net_jax.load(tmp_path / "m")
-    assert len(reads) == once
+    assert caught.value.__context__ is None and len(reads) == 1
 
 
 def test_an_override_that_the_weights_do_not_fit(model, tmp_path):
@@ -321,6 +318,31 @@ def test_a_reader_outlives_its_checkpoint_s_replacement(model, tmp_path):
         finally:
             stop.set()
         writer.result()
+
+
+def test_a_reader_outlives_the_step_of_a_run_that_goes_on(model, tmp_path, monkeypatch):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="run is a run of .* that has no checkpoint yet"):
+        res2net_jax.load(tmp_path / "run")
+    res2net_jax.save(model, checkpoints / "1")
+    fill, read = checkpoint._fill, []
+
+    def trained_on_meanwhile(model_to_fill, folder, *more):
+        read.append(folder.name)
+        if folder.name == "1":
+            res2net_jax.save(model, checkpoints / "2")
+            for file in [file for file in (folder / "model").rglob("*") if file.is_file()]:
+                file.unlink()
+        fill(model_to_fill, folder, *more)
+
+    monkeypatch.setattr(checkpoint, "_fill", trained_on_meanwhile)
+    assert same(res2net_jax.load(tmp_path / "run"), model) and read == ["1", "2"]
+    shutil.rmtree(checkpoints / "2")
+    with pytest.raises(ValueError, match="1 cannot be read, it seems to be damaged"):
+        monkeypatch.setattr(checkpoint, "_fill", fill)
+        res2net_jax.load(tmp_path / "run")
 
 
 def test_home_is_expanded(model, tmp_path, monkeypatch):

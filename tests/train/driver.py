@@ -124,7 +124,7 @@ def stale(see):
             return seen
         looks += 1
         if looks <= times:
-            return [step for step in seen if step != hidden]
+            return {step: path for step, path in seen.items() if step != hidden}
         print(f"process {process} looked {looks - 1} times in vain", flush=True)
         return seen
 
@@ -145,7 +145,7 @@ if __name__ == "__main__":
     if attempts := os.environ.get("SAVE_ATTEMPTS"):
         checkpoints.ATTEMPTS, checkpoints.PAUSE = int(attempts), 0.1
     if "STALE" in os.environ:
-        checkpoints._steps = stale(checkpoints._steps)
+        checkpoints.saved_in = stale(checkpoints.saved_in)
     claim.PATIENCE = int(os.environ.get("SHARE_ATTEMPTS", claim.PATIENCE))
     if "DRAW" not in os.environ:
         report.draw_curves = imagenet.draw_mistakes = lambda *_: None

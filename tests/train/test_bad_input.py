@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import res2net_jax
 from train import imagenet
 from train.claim import claim
 from train.config import RECIPES, Config, differences, parse, to_json
+from train.data import Augment
 from train.imagenet import main
 from train.pipeline import Batches
 from train.report import read_rows
@@ -35,6 +37,21 @@ def command(*arguments, **environment):
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert "Traceback" not in result.stderr
     return result.returncode, result.stderr
+
+
+def test_a_failure_keeps_its_exit_code_on_a_full_disk():
+    for arguments in (["--drop-rate", "3"], ["--output", "~nobody-of-this-name/run"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "train.imagenet", "digits", *arguments]
+            assert subprocess.run(command, cwd=ROOT, stderr=full, timeout=300).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "augment", [{"color_jitter": math.nan}, {"color_jitter": math.inf}, {"crop_ratio": (1.0, math.inf)}]
+)
+def test_augmentation_is_finite(augment):
+    with pytest.raises(ValueError, match="--color-jitter must be|--crop-ratio must be"):
+        Augment(**augment)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +307,8 @@ def test_a_resume_on_other_data_is_refused_and_leaves_the_checkpoints_alone(tmp_
     for split in ("train", "val"):
         shutil.rmtree(pictures / split / "d")
     assert train(longer) == 0
+    pictures.rename(tmp_path / "moved")
+    assert train(of_pictures(tmp_path, tmp_path / "moved", steps=6)) == 0 and max(steps(tmp_path / "run")) == 6
 
 
 def test_a_picture_to_evaluate_on_that_cannot_be_read_costs_nothing_but_the_evaluation(tmp_path, pictures):

@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, or that a full disk does not take: the run goes on from what there is."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -63,6 +64,20 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, dama
     assert (newest.parent / "6.damaged").is_dir()
     found = arrays(tmp_path / "run")
     assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"t', b"[]", b'{"top1": null}'])
+def test_a_damaged_result_stops_no_save(tmp_path, capfd, content):
+    config = small(tmp_path, steps=23, keep=1, checkpoint_every=30)  # an epoch has 23
+    assert train(config) == 0
+    file = tmp_path / "run/checkpoints/23/metrics/metrics"
+    before = file.read_bytes()
+    file.write_bytes(content)
+    assert train(dataclasses.replace(config, steps=24)) == 0
+    err = capfd.readouterr().err
+    assert "the result of checkpoint 23 is damaged; it is taken from its metadata" in err
+    assert "could not be saved" not in err and 24 in steps(tmp_path / "run")
+    assert not file.exists() or file.read_bytes() == before
 
 
 def test_nothing_but_damaged_checkpoints(tmp_path):
