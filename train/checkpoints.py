@@ -7,10 +7,7 @@ batch depends on nothing but the seed and the step. The metadata holds the confi
 checksum of all arrays, since Orbax itself does not notice a flipped bit; and one of each of the model's, for ``load``.
 """
 
-import json
 import logging
-import os
-import reprlib
 import sys
 import time
 from pathlib import Path
@@ -25,13 +22,14 @@ from res2net_jax.command_line import say
 from res2net_jax.files import first_line, remove_tree
 from res2net_jax.metadata import describe, require_format, stored_metadata
 from res2net_jax.model import Res2Net
-from train.config import Config, differences, to_json
+from train import run_folder
+from train.config import Config, to_json
 from train.devices import everywhere, largest, of_the_first, together
+from train.same_run import require_same_run
 from train.step import State, fingerprint, from_items, to_items
 
 #: Attempts at the last save of a process, and seconds between two of them.
 ATTEMPTS, PAUSE = 30, 10.0
-_OLD = ".old"
 
 
 class NotSaved(Exception):
@@ -75,11 +73,10 @@ class Checkpoints:
         Raises:
             ValueError: The checkpoints are of another config, model, data or format, or all of them are damaged.
         """
-        together(self._put_back)
-        together(self._mend_results)
+        together(lambda: run_folder.put_right(self.folder))
         # Process 0's, for a file server may show another host an older listing.
-        steps = of_the_first(together(lambda: [*saved_in(self.folder)]))
-        _wait_until_visible(self.folder, steps)
+        steps = of_the_first(together(lambda: [*run_folder.saved_in(self.folder)]))
+        run_folder.wait_until_visible(self.folder, steps)
         _wait_for_all()  # or a slow process would not see what another one has set aside
         for number, step in enumerate(steps):
             metadata, problem = self._metadata(step)
@@ -94,8 +91,7 @@ class Checkpoints:
                     "give another --output to start anew"
                 )
             _warn(f"checkpoint {step} is damaged: {problem}. Going back to checkpoint {steps[number + 1]}")
-            if jax.process_index() == 0:
-                os.rename(self.folder / str(step), _unused(self.folder / f"{step}.damaged"))
+            run_folder.mark_damaged(self.folder, step)
             _wait_for_all()
         return None
 
@@ -135,8 +131,9 @@ class Checkpoints:
         }
         self._check_at = step + self._retry_after
         try:
-            if saved:
-                self._set_aside(step)
+            if saved:  # with its evaluation; Orbax would delete the old one before the new one is there
+                self._forget()
+                together(lambda: run_folder.set_aside(self.folder, step))
             if self._checkpointer is None:
                 self._checkpointer = _open(self.folder, self.config.keep)
             self._saving = self._checkpointer.save_checkpointables_async(
@@ -169,55 +166,21 @@ class Checkpoints:
         if problem := self._problem():
             _warn(f"the last checkpoint could not be saved: {problem}")
             command_line.abandon_threads()
-        if self._checkpointer is not None:
-            self._checkpointer.close()
-            self._checkpointer = None
+        self._forget()
         if jax.process_index() == 0:
             for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):  # of failed saves
                 remove_tree(leftover)
-        self._put_back()
+        run_folder.put_back(self.folder)
+
+    def _forget(self):
+        """Closes Orbax's checkpointer, which remembers what is in the folder; the next save opens another one."""
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
 
     def _saved(self, step):
         """Whether the state after ``step`` is there already: what it holds is decided by the step alone."""
         return bool(largest(jax.process_index() == 0 and (self.folder / str(step)).is_dir()))
-
-    def _set_aside(self, step):
-        """Makes room for ``step`` with its evaluation. Orbax would delete the old one before the new one is there."""
-        if self._checkpointer is not None:
-            self._checkpointer.close()  # it knows of the old one
-            self._checkpointer = None
-        here, aside = self.folder / str(step), self.folder / f"{step}{_OLD}"
-        together(lambda: os.rename(here, aside) if jax.process_index() == 0 else None)
-
-    def _put_back(self):
-        """Ends what :meth:`_set_aside` began, also in an earlier process that was killed."""
-        if jax.process_index() == 0:
-            for old in self.folder.glob(f"[0-9]*{_OLD}"):
-                if not old.stem.isdigit():  # not ours
-                    continue
-                if old.with_suffix("").exists():
-                    remove_tree(old)
-                else:
-                    os.rename(old, old.with_suffix(""))
-
-    def _mend_results(self):
-        """Writes damaged results anew, for Orbax, which reads them all to find the best, would then save no more."""
-        for step, folder in saved_in(self.folder).items() if jax.process_index() == 0 else ():
-            file = folder / "metrics" / "metrics"
-            try:
-                if not file.exists() or json.loads(file.read_bytes())["top1"] is not None:
-                    continue
-            except (ValueError, TypeError, KeyError):
-                pass
-            _warn(f"the result of checkpoint {step} is damaged; it is taken from its metadata")
-            try:
-                evaluation = stored_metadata(folder)["train"]["evaluation"]
-            except Exception:  # damaged too, which is said if it should be read
-                evaluation = None
-            if evaluation is None:
-                remove_tree(file.parent)
-            else:
-                file.write_text(json.dumps(evaluation))
 
     def _settle(self):
         """Waits for the save under way; False if it failed in any process."""
@@ -235,7 +198,7 @@ class Checkpoints:
             # And some of its threads wait, up to 20 minutes, for a word from those that failed.
             command_line.abandon_threads()
             return False
-        self._put_back()
+        run_folder.put_back(self.folder)
         return True
 
     def _problem(self):
@@ -261,21 +224,9 @@ class Checkpoints:
 
     def _require_same_run(self, metadata):
         require_format(metadata, self.folder)
-        if lines := differences(metadata["train"]["config"], self.config):
-            reason = "with another config; give another --output, or the same values"
-            if all(line.startswith("epochs:") for line in lines):  # on which the whole schedule depends
-                reason += f". To train its weights further: --pretrained --model {self.folder.parent} --output ANOTHER"
-        else:
-            saved, ours = _facts(metadata, metadata["train"].get("examples")), _facts(self._description, self._examples)
-            # Earlier versions kept no checksums, and weights that are gone have none.
-            sums = {**self._checksums, **metadata["train"].get("checksums", {})}
-            lines = _differing(saved, ours) or _differing(sums, self._checksums)
-            self._checksums = sums
-            reason = (
-                "of the same config, but on other data or from other weights; put them back, or give another --output"
-            )
-        if lines:
-            raise ValueError(f"{self.folder.parent} holds a run {reason}:\n  " + "\n  ".join(lines))
+        run = {"config": self.config, "examples": self._examples, "checksums": self._checksums}
+        require_same_run(metadata, self._description, run, self.folder.parent)
+        self._checksums |= metadata["train"].get("checksums", {})  # weights that are gone have none
 
     def _load(self, step, metadata, state):
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), to_items(state))
@@ -301,20 +252,6 @@ class _Failed:
         raise self.error
 
 
-def _facts(metadata, examples):
-    """What the data set and the initial weights decide, beside the config."""
-    facts = json.loads(json.dumps({**metadata["model"], "preprocessing": metadata["preprocessing"]}))
-    return {**facts.pop("arch"), **facts, "examples": examples}
-
-
-def _differing(saved, ours):
-    return [
-        f"{name}: the run has {reprlib.repr(saved.get(name))}, now there is {reprlib.repr(ours[name])}"
-        for name in ours
-        if saved.get(name) != ours[name]
-    ]
-
-
 def _open(folder, keep):
     policies = ocp.training.preservation_policies
     return ocp.training.Checkpointer(
@@ -329,40 +266,6 @@ def _open(folder, keep):
         ),
         cleanup_tmp_directories=True,
     )
-
-
-def saved_in(folder: Path) -> dict[int, Path]:
-    """The checkpoints in ``folder`` by their steps, newest first; with those that a process died replacing."""
-    children = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []  # "5.old" before "5"
-    found = {child.name.removesuffix(_OLD): child for child in children}
-    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
-
-
-def _wait_until_visible(folder, steps, seconds=90):
-    """Until every host's view of a shared file system, which may be a minute old (NFS), has the checkpoints."""
-
-    def visible():
-        try:
-            seen = saved_in(folder)
-            return all(seen.get(step) == folder / str(step) for step in steps)
-        except OSError:
-            return False
-
-    for _ in range(seconds):
-        # Asked of all of them each second: XLA takes a process that is late for long as lost.
-        if everywhere(visible()):
-            return
-        time.sleep(1)
-    raise ValueError(f"not all processes see the checkpoints that process 0 sees in {folder}: {steps}")
-
-
-def _unused(path):
-    number = 0
-    candidate = path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}{number}")
-    return candidate
 
 
 def _wait_for_all():

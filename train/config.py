@@ -5,7 +5,6 @@ import difflib
 import json
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -148,22 +147,6 @@ class Config:
 #: Steps that a run can count: their number is an int32 on the devices.
 MOST = 2**31 - 1
 
-#: Fields that may change between the runs of one training: none of them changes a parameter's bits.
-FREE = {
-    *(
-        "data_dir",
-        "workers",
-        "output",
-        "eval_batch_size",
-        "eval_every",
-        "checkpoint_every",
-        "keep",
-        "log_every",
-        "steps",
-    ),
-    *("coordinator", "num_processes", "process_id", "dry_run", "fake_data"),
-}
-
 
 def paper() -> Config:
     """The official recipe: SGD, lr / 10 every 30 of 100 epochs, batch 256, BatchNorm over 64 images as on its 4 GPUs.
@@ -263,26 +246,6 @@ def write_json(config: Config, file: Path) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(to_json(config), indent=2) + "\n")
     os.replace(temporary, file)
-
-
-def differences(saved: dict, config: Config) -> list[str]:
-    """One line for each field in which ``config`` would not continue the run that ``saved`` (its JSON) began.
-
-    A field that is younger than the run counts as it is by default, which is how the run was trained.
-    """
-    ours, saved = _flat(to_json(config)), {**_flat(to_json(Config())), **_flat(saved)}
-    names = [name for name in saved if name not in FREE and _compared(saved[name]) != _compared(ours.get(name))]
-    return [f"{name}: the run has {saved.get(name)!r}, this command {ours.get(name)!r}" for name in names]
-
-
-def _flat(fields):
-    """With the augmentation's fields among the others, as on the command line."""
-    return {**fields, **fields["augment"], "augment": None}
-
-
-def _compared(value):
-    """Without where a folder of pictures is: what is in it counts, by :func:`train.start.checksums`."""
-    return re.sub("^folder:.*", "folder:", value) if isinstance(value, str) else value
 
 
 def _validate(config):

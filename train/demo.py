@@ -25,11 +25,12 @@ from matplotlib.patches import Rectangle
 import res2net_jax
 from res2net_jax import command_line
 from train.augment import normalise
-from train.config import RECIPES, differences
+from train.config import RECIPES
 from train.data import eval_batches
 from train.datasets import open_dataset
 from train.imagenet import main
 from train.report import draw_curves, read_rows
+from train.same_run import differences
 from train.signals import StopRequest
 
 FOLDER = Path("demo")

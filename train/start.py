@@ -15,9 +15,9 @@ from res2net_jax.metadata import locate
 from res2net_jax.model import Res2Net
 from res2net_jax.variants import VARIANTS, Preprocessing
 from train import devices
-from train.checkpoints import saved_in
 from train.config import MOST, Config
 from train.datasets import Dataset, open_dataset
+from train.run_folder import saved_in
 from train.sources import Files
 
 # Of the options, what each process may have in a place of its own.

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from res2net_jax import command_line
-from train import checkpoints, claim, imagenet, report
+from train import checkpoints, claim, imagenet, report, run_folder
 
 
 def watched(log):
@@ -145,7 +145,7 @@ if __name__ == "__main__":
     if attempts := os.environ.get("SAVE_ATTEMPTS"):
         checkpoints.ATTEMPTS, checkpoints.PAUSE = int(attempts), 0.1
     if "STALE" in os.environ:
-        checkpoints.saved_in = stale(checkpoints.saved_in)
+        run_folder.saved_in = stale(run_folder.saved_in)
     claim.PATIENCE = int(os.environ.get("SHARE_ATTEMPTS", claim.PATIENCE))
     if "DRAW" not in os.environ:
         report.draw_curves = imagenet.draw_mistakes = lambda *_: None

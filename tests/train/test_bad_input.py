@@ -19,11 +19,12 @@ import porting.release
 import res2net_jax
 from train import imagenet
 from train.claim import claim
-from train.config import RECIPES, Config, differences, parse, to_json
+from train.config import RECIPES, Config, parse, to_json
 from train.data import Augment
 from train.imagenet import main
 from train.pipeline import Batches
 from train.report import read_rows
+from train.same_run import differences
 from train.signals import StopRequest
 from train.start import load_model
 
