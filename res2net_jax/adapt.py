@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from res2net_jax.arch import Arch, natural
+from res2net_jax.arch import Arch
+from res2net_jax.checks import natural
 from res2net_jax.init import initialize, variables
 from res2net_jax.model import Res2Net
 

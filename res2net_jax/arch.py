@@ -3,10 +3,11 @@
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 from res2net_jax.activations import ACTIVATIONS
+from res2net_jax.checks import natural
 
 EXPANSION = 4  # output channels of a block per plane
 
@@ -189,13 +190,6 @@ def changes(arch: Arch, usual: Arch) -> dict[str, Any]:
     """The fields of ``arch`` that differ from ``usual``."""
     values = {field.name: getattr(arch, field.name) for field in dataclasses.fields(Arch)}
     return {field: value for field, value in values.items() if value != getattr(usual, field)}
-
-
-def natural(name: str, value: int, *, least: int = 0) -> int:
-    """``value`` as an int; ValueError unless it is a whole number from ``least`` up (numpy's count)."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
-    return int(value)
 
 
 def _require_one_of(field, value, choices):

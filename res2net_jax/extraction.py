@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from res2net_jax import files
-from res2net_jax.arch import natural
+from res2net_jax.checks import natural
 from res2net_jax.decoding import decoded, uninterrupted
 from res2net_jax.explanation import check_stage
 from res2net_jax.feature_file import FeatureFile, check_target, stamp

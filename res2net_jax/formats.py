@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from res2net_jax import files, stablehlo
-from res2net_jax.arch import natural
+from res2net_jax.checks import natural
 from res2net_jax.features import FeaturePyramid, backbone_of
 from res2net_jax.hub import import_porting
 from res2net_jax.init import is_in_train_mode, require_model

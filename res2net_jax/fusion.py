@@ -10,11 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from res2net_jax import alignment, backend, convolution, microbatch, per_core
+from res2net_jax.checks import require_array
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.folding import fold
 from res2net_jax.init import is_in_train_mode, require_model, variables
 from res2net_jax.layers import BatchNorm, Conv, Linear
-from res2net_jax.model import Res2Net, require_array
+from res2net_jax.model import Res2Net
 
 
 def fuse(model: Res2Net | FeaturePyramid) -> Res2Net | FeaturePyramid:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from res2net_jax.arch import natural
+from res2net_jax.checks import natural
 from res2net_jax.fusion import compiled
 from res2net_jax.init import require_model
 from res2net_jax.model import Res2Net
@@ -36,6 +36,9 @@ def classify(
     batch_size: int = 32,
 ) -> list[Prediction] | list[list[Prediction]]:
     """The ``top_k`` likeliest classes of each picture, likeliest first.
+
+    The first call compiles the model (:func:`res2net_jax.compile`) and keeps that, a second copy of most weights, as
+    long as the model lives and keeps its weights.
 
     Args:
         model: In eval mode, for RGB pictures.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from res2net_jax.arch import natural
+from res2net_jax.checks import natural
 from res2net_jax.layers import BatchNorm
 from res2net_jax.model import Res2Net
 

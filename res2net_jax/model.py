@@ -8,14 +8,14 @@ from numbers import Integral
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from res2net_jax import microbatch
 from res2net_jax.activations import Activation
-from res2net_jax.arch import EXPANSION, Arch, natural, override
+from res2net_jax.arch import EXPANSION, Arch, override
 from res2net_jax.blocks import Bottle2neck, call_block, run
+from res2net_jax.checks import floating, natural, one_a_class, require_images
 from res2net_jax.drop import Dropout
 from res2net_jax.feature_info import FeatureInfo
 from res2net_jax.layers import BatchNorm, Linear
@@ -63,8 +63,8 @@ class Res2Net(nnx.Module):
         self.preprocessing = preprocessing
         self.arch = arch
         self.in_chans = natural("in_chans", in_chans, least=1)
-        self.dtype = None if dtype is None else _floating("dtype", dtype)
-        self.param_dtype = _floating("param_dtype", param_dtype)
+        self.dtype = None if dtype is None else floating("dtype", dtype)
+        self.param_dtype = floating("param_dtype", param_dtype)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         act = Activation(arch.act_layer)
@@ -159,7 +159,7 @@ class Res2Net(nnx.Module):
 
     @class_names.setter
     def class_names(self, names: Sequence[str] | None) -> None:
-        self._class_names = _one_a_class(names, self.num_classes)
+        self._class_names = one_a_class(names, self.num_classes)
 
     @property
     def stages(self) -> list[nnx.List]:
@@ -254,7 +254,7 @@ class Res2Net(nnx.Module):
         num_classes = natural("num_classes", num_classes)
         if num_classes and not arch.global_pool:
             raise ValueError('global_pool "" leaves maps, which no classifier takes; pass num_classes=0 with it')
-        self._class_names = _one_a_class(class_names, num_classes)
+        self._class_names = one_a_class(class_names, num_classes)
         self.arch = arch
         self.num_classes = num_classes
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -273,54 +273,4 @@ class Res2Net(nnx.Module):
         """Raises what a call of the model raises for ``x``, before anything is compiled."""
         if isinstance(jax.tree.leaves(self.conv1)[0], jax.ShapeDtypeStruct):
             raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
-        require_array(x)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(
-                f"expected normalised floating-point images; got {x.dtype}. "
-                "res2net_jax.preprocess(model) makes one from a picture: a file, a PIL image, or uint8 [h, w, 3]"
-            )
-        if jnp.ndim(x) != 4 or x.shape[-1] != self.in_chans:
-            hint = ""
-            if jnp.ndim(x) == 4 and x.shape[1] == self.in_chans:
-                hint = "; this looks like NCHW, so pass x.transpose(0, 2, 3, 1)"
-            elif jnp.ndim(x) == 3:
-                hint = "; for a single image pass x[None]"
-            raise ValueError(
-                f"expected images of shape [batch, height, width, {self.in_chans}]; got {list(jnp.shape(x))}{hint}"
-            )
-        if any(isinstance(side, int) and side == 0 for side in x.shape[1:3]):
-            raise ValueError(f"expected images of at least one pixel; got {list(x.shape)}")
-
-
-def require_array(images) -> None:
-    """TypeError for what is no array, such as a torch tensor or a path, or one of numbers that JAX has not."""
-    if isinstance(images, np.ndarray):
-        dtype = images.dtype
-        if not dtype.isnative or dtype.kind in "OSUMm" or dtype.itemsize > 8:
-            raise TypeError(f"JAX has no numbers of type {dtype!r}; pass images.astype('float32')")
-    if isinstance(images, jax.Array | np.ndarray) or hasattr(images, "__jax_array__"):
-        return
-    hint = "res2net_jax.preprocess(model) makes an image of a picture, numpy.stack a batch of several"
-    if hasattr(images, "numpy"):
-        hint = "pass its .numpy(), with the channels last"
-    raise TypeError(f"expected an array [batch, height, width, channels]; got a {type(images).__name__}. {hint}")
-
-
-def _one_a_class(names, num_classes):
-    if names is None:
-        return None
-    if isinstance(names, str) or len(names) != num_classes:
-        raise ValueError(f"class_names must be {num_classes} names, one a class; got {names!r:.100}")
-    return tuple(names)
-
-
-def _floating(name, dtype):
-    try:
-        dtype = jnp.dtype(dtype)
-    except TypeError:
-        raise ValueError(f"{name} must be a floating-point type, e.g. float32 or bfloat16; got {dtype!r}") from None
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{name} must be a floating-point type, e.g. float32 or bfloat16; got {dtype}")
-    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
-        raise ValueError(f'{name} float64 needs jax.config.update("jax_enable_x64", True); JAX would use float32')
-    return dtype
+        require_images(x, self.in_chans)

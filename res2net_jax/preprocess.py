@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from res2net_jax.arch import natural
+from res2net_jax.checks import natural
 from res2net_jax.features import FeaturePyramid, backbone_of
 from res2net_jax.files import first_line
 from res2net_jax.model import Res2Net

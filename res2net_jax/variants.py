@@ -10,7 +10,8 @@ import difflib
 import fnmatch
 from collections.abc import Sequence
 
-from res2net_jax.arch import Arch, natural
+from res2net_jax.arch import Arch
+from res2net_jax.checks import natural
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,17 +143,17 @@ def preprocessing_of(model: Res2Net) -> Preprocessing:
 
 def require_divisible(config: Config) -> None:
     """ValueError unless the batches can be spread evenly over all devices."""
-    devices = jax.device_count()
+    count = jax.device_count()
     for name, size in (("--batch-size", config.batch_size), ("--eval-batch-size", config.eval_batch_size)):
-        if size is not None and size % devices:
+        if size is not None and size % count:
             raise ValueError(
-                f"{name} {size} cannot be spread evenly over {devices} devices; "
-                f"the nearest that can are {max(1, size // devices) * devices} and {(size // devices + 1) * devices}"
+                f"{name} {size} cannot be spread evenly over {count} devices; "
+                f"the nearest that can are {max(1, size // count) * count} and {(size // count + 1) * count}"
             )
     part = config.batch_size // config.accumulate
-    if part % devices:
+    if part % count:
         raise ValueError(
-            f"--accumulate {config.accumulate} leaves {part} images at once, not a multiple of the {devices} devices"
+            f"--accumulate {config.accumulate} leaves {part} images at once, not a multiple of the {count} devices"
         )
 
 

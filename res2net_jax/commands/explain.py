@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from res2net_jax import explanation, files, hub
-from res2net_jax.arch import natural
+from res2net_jax.checks import natural
 from res2net_jax.commands.batches import Pictures, stack
 from res2net_jax.commands.inputs import below, find_pictures
 from res2net_jax.commands.options import BatchSize, CacheFolder, CheckHash, Inputs, Model, Source, Text

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from res2net_jax import explanation, files, hub
-from res2net_jax.arch import natural
+from res2net_jax.checks import natural
 from res2net_jax.command_line import silence_stdout
 from res2net_jax.commands import outputs, report
 from res2net_jax.commands.batches import Pictures, stack
