@@ -76,8 +76,8 @@ def from_hub(
 ) -> Path:
     """``file`` of a Hugging Face repository, from the cache if it is there.
 
-    The cache is the hub's own (``$HF_HOME``), in which timm may have put it already; with ``cache_dir`` it is ``hub``
-    in that.
+    The cache is the hub's own (``$HF_HOME``), in which timm may have put it already. What is not there is downloaded
+    to ``hub`` in ``cache_dir``, if that is given.
 
     Raises:
         FileNotFoundError: No such repository, revision or file.
@@ -87,7 +87,9 @@ def from_hub(
     import huggingface_hub
     from huggingface_hub import errors
 
-    place = {"revision": revision, "cache_dir": cache_dir and files.cache_home(cache_dir) / "hub"}
+    place = {"revision": revision}
+    if cache_dir is not None and not isinstance(huggingface_hub.try_to_load_from_cache(repo, file, **place), str):
+        place["cache_dir"] = files.cache_home(cache_dir) / "hub"
     try:
         if huggingface_hub.try_to_load_from_cache(repo, file, **place) is None:
             require_host(repo)

@@ -137,14 +137,16 @@ def _read_torch(path):
 
 def _require_sound_zip(path):
     """ValueError unless the checksums in a zip hold, at which torch does not look."""
-    if not zipfile.is_zipfile(path):  # of the legacy format
-        return
     try:
+        if not zipfile.is_zipfile(path):  # of the legacy format
+            return
         with zipfile.ZipFile(path) as archive:
             # torch.save does not compress. What does may be small here and fill the memory.
             sizes = sum(member.file_size for member in archive.infolist())
             bad = "its parts are larger than itself" if sizes > path.stat().st_size else archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever the zip's parser stumbles on
         bad = first_line(error)
     if bad:
         raise ValueError(f"{path} is damaged or truncated: {bad}")

@@ -52,7 +52,9 @@ def _run(command):
     except Exception as error:
         full = out_of_memory(error)
         if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
-            error = ValueError("a path begins with ~NAME, and there is no such user")
+            error = ValueError(
+                "a path begins with ~, and that home folder is not known; give the whole path, or set HOME"
+            )
         if debug or not (full or isinstance(error, EXPECTED)):
             raise
         advice = f"not enough memory ({first_line(error)}); a smaller --batch-size, or fewer pixels, need less"

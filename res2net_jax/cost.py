@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from res2net_jax.layers import common_type
 from res2net_jax.model import Res2Net
 
 
@@ -32,7 +33,7 @@ def cost(model: Res2Net, height: int = 224, width: int = 224) -> Cost:
     be abstract, and in train mode: nothing is computed, and it is the cost in eval mode.
     """
     model = nnx.clone(model).eval()
-    model.set_attributes(dtype=jnp.promote_types(model.param_dtype, jnp.float32))  # on a GPU 16-bit ones are padded
+    model.set_attributes(dtype=common_type(model.param_dtype, jnp.float32))  # on a GPU 16-bit ones are padded
     # Two images, because what does not depend on them (the counts of a ceil_mode pool) has a batch of one.
     images = jax.ShapeDtypeStruct((2, height, width, model.in_chans), model.param_dtype)
     program = jax.make_jaxpr(lambda model, x: model(x))(model, images)

@@ -68,10 +68,10 @@ def classify(
         raise ValueError("there are no images to classify")
     if is_array:
         model.check_images(images)
-        if isinstance(images, np.ndarray) and np.abs(images).max(initial=0) > _MOST:
+        if isinstance(images, np.ndarray) and (most := images[:batch_size].max(initial=0)) > _MOST:
             warnings.warn(
-                f"these images have values up to {np.abs(images).max():g}, which normalised ones do not; pass pictures "
-                "of 0 to 255 as uint8, or through res2net_jax.preprocess(model)",
+                f"these images have values up to {most:g}, which normalised ones do not; pass pictures of 0 to 255 as "
+                "uint8, or through res2net_jax.preprocess(model)",
                 stacklevel=2,
             )
     transform = None if is_array else preprocess(model)

@@ -37,11 +37,20 @@ def is_in_train_mode(model: Res2Net) -> bool:
 def seed_of(rngs: int | nnx.Rngs | jax.Array) -> int:
     """The seed for :func:`initialize`; ValueError for what is none."""
     key = rngs.params() if isinstance(rngs, nnx.Rngs) else rngs
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
-        if isinstance(key, jax.core.Tracer):
+    if _is_key(key):
+        bits = jax.random.bits(key)
+        if isinstance(bits, jax.core.Tracer):
             raise ValueError("within jax.jit and the like fresh weights need a whole number as rngs, not a key")
-        rngs = int(jax.random.bits(key))
+        rngs = int(bits)
     return natural("rngs (a seed, a key, or nnx.Rngs)", rngs)
+
+
+def _is_key(value):
+    """Of ``jax.random.key`` or ``jax.random.PRNGKey``."""
+    if not isinstance(value, jax.Array):
+        return False
+    typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return value.shape == () if typed else value.dtype == jnp.uint32 and value.shape == (2,)
 
 
 def initialize(

@@ -273,15 +273,11 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}
 
 
 def get_variant(name: str) -> Variant:
-    """The variant called ``name``, also with the tag of timm's weights (``name.in1k``).
-
-    Raises:
-        ValueError: There is none; it suggests the nearest names.
-    """
+    """The variant called ``name``; ValueError that suggests the nearest names if there is none."""
     if not isinstance(name, str):
         raise ValueError(f"expected the name of a model, such as {next(iter(VARIANTS))}; got a {type(name).__name__}")
-    if (untagged := name.removesuffix(".in1k")) in VARIANTS:
-        return VARIANTS[untagged]
+    if name in VARIANTS:
+        return VARIANTS[name]
     near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(VARIANTS)}"
     raise ValueError(f"no model is called {name!r}; {hint}")

@@ -125,7 +125,7 @@ class Checkpoints:
                 "examples": self._examples,
                 "checksums": self._checksums,
                 "evaluation": evaluation,
-                "window": window,
+                "window": list(window),  # written when the arrays are, while the run goes on
                 "fingerprint": int(self._fingerprint(items)),
             },
         }
@@ -226,7 +226,8 @@ class Checkpoints:
         require_format(metadata, self.folder)
         run = {"config": self.config, "examples": self._examples, "checksums": self._checksums}
         require_same_run(metadata, self._description, run, self.folder.parent)
-        self._checksums |= metadata["train"].get("checksums", {})  # weights that are gone have none
+        # Those of weights that are gone are lacking.
+        self._checksums = metadata["train"].get("checksums", {}) | self._checksums
 
     def _load(self, step, metadata, state):
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), to_items(state))

@@ -128,7 +128,7 @@ def _run(config, stop, opened):
         config,
         model,
         examples=len(train_set),
-        checksums=checksums(config, model, train_set),
+        checksums=checksums(config, model, train_set, eval_set),
     )
     opened.callback(checkpoints.close)
     restored = checkpoints.restore(state)

@@ -1,12 +1,14 @@
 """Whether a command goes on with the run that a checkpoint is of, and what differs if it does not."""
 
 import json
-import re
 import reprlib
 from pathlib import Path
 from typing import Any
 
 from train.config import Config, to_json
+
+#: The checksum by which a folder of pictures is known elsewhere. In its place a picture may be replaced or taken out.
+FOLDER = "checksum of the folder of pictures"
 
 #: Fields that may change between the runs of one training: none of them changes a parameter's bits.
 FREE = {
@@ -35,7 +37,11 @@ def require_same_run(saved: dict[str, Any], description: dict[str, Any], run: di
         folder: Of the run, for the message.
     """
     theirs = saved["train"]
-    if lines := differences(theirs["config"], run["config"]):
+    config, dataset = dict(theirs["config"]), run["config"].dataset
+    sums = theirs.get("checksums", {})
+    if FOLDER in sums and sums[FOLDER] == run["checksums"].get(FOLDER):
+        config["dataset"] = dataset
+    if lines := differences(config, run["config"]):
         reason = "with another config; give another --output, or the same values"
         if all(line.startswith("epochs:") for line in lines):  # on which the whole schedule depends
             reason += f". To train its weights further: --pretrained --model {folder} --output ANOTHER"
@@ -43,8 +49,8 @@ def require_same_run(saved: dict[str, Any], description: dict[str, Any], run: di
         reason = "of the same config, but on other data or from other weights; put them back, or give another --output"
         lines = _differing(_facts(saved, theirs.get("examples")), _facts(description, run["examples"]))
         # Earlier versions kept no checksums, and weights that are gone have none.
-        ours = run["checksums"]
-        lines = lines or _differing({**ours, **theirs.get("checksums", {})}, ours)
+        ours = {name: value for name, value in run["checksums"].items() if name != FOLDER}
+        lines = lines or _differing({**ours, **sums}, ours)
     if lines:
         raise ValueError(f"{folder} holds a run {reason}:\n  " + "\n  ".join(lines))
 
@@ -55,18 +61,13 @@ def differences(saved: dict, config: Config) -> list[str]:
     A field that is younger than the run counts as it is by default, which is how the run was trained.
     """
     ours, saved = _flat(to_json(config)), {**_flat(to_json(Config())), **_flat(saved)}
-    names = [name for name in saved if name not in FREE and _compared(saved[name]) != _compared(ours.get(name))]
+    names = [name for name in saved if name not in FREE and saved[name] != ours.get(name)]
     return [f"{name}: the run has {saved.get(name)!r}, this command {ours.get(name)!r}" for name in names]
 
 
 def _flat(fields):
     """With the augmentation's fields among the others, as on the command line."""
     return {**fields, **fields["augment"], "augment": None}
-
-
-def _compared(value):
-    """Without where a folder of pictures is: what is in it counts, by :func:`train.start.checksums`."""
-    return re.sub("^folder:.*", "folder:", value) if isinstance(value, str) else value
 
 
 def _facts(metadata, examples):

@@ -1,6 +1,8 @@
 """What a run starts from: its two data sets, its model and its evaluation transform, each fit for the others."""
 
+import collections
 import dataclasses
+import os
 import zlib
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from train import devices
 from train.config import MOST, Config
 from train.datasets import Dataset, open_dataset
 from train.run_folder import saved_in
+from train.same_run import FOLDER
 from train.sources import Files
 
 # Of the options, what each process may have in a place of its own.
@@ -38,18 +41,21 @@ def open_splits(config: Config) -> tuple[Dataset, Dataset]:
     if train_set.num_classes != eval_set.num_classes or train_set.in_chans != eval_set.in_chans:
         raise ValueError(f"{train_set.name}: {train_set.split} and {eval_set.split} differ in classes or channels")
     if train_set.split == eval_set.split or _overlap(train_set.pieces, eval_set.pieces):
-        part = train_set.split.partition("[")[0]
+        name = train_set.split.partition("[")[0]
+        parts = ("train", "test") if train_set.name == "digits" else (f'"{name}[:80%]"', f'"{name}[80%:]"')
         splits = " and ".join(dict.fromkeys((train_set.split, eval_set.split)))
         raise ValueError(
             f"{train_set.name} would be trained and evaluated on the same pictures ({splits}); name two parts: "
-            f'--train-split "{part}[:80%]" --eval-split "{part}[80%:]", or divide a folder into the sub-folders train '
-            "and val"
+            f"--train-split {parts[0]} --eval-split {parts[1]}, or divide a folder into the sub-folders train and val"
         )
     return train_set, eval_set
 
 
 def _overlap(some, others):
-    return any(a == b and max(i, m) < min(j, n) for a, i, j in some for b, m, n in others)
+    ranges = collections.defaultdict(list)
+    for file, first, end in some:
+        ranges[file].append((first, end))
+    return any(max(first, i) < min(end, j) for file, i, j in others for first, end in ranges[file])
 
 
 def load_model(name: str, **options) -> Res2Net:
@@ -191,9 +197,12 @@ def require_same_weights(model: Res2Net) -> None:
         devices.require_agreement({"weights": _checksum(model)})
 
 
-def checksums(config: Config, model: Res2Net, train_set: Dataset) -> dict[str, int]:
+def checksums(config: Config, model: Res2Net, train_set: Dataset, eval_set: Dataset) -> dict[str, int]:
     """Of what a run began with and its config only names; without the weights if they are gone."""
     found = {"checksum of the pictures to learn from": zlib.crc32(repr(_contents(train_set)).encode())}
+    if isinstance(train_set.source, Files):
+        contents = _contents(eval_set), _sizes(train_set.source), _sizes(eval_set.source)
+        found[FOLDER] = zlib.crc32(repr(contents).encode())
     if config.pretrained and not _are_gone(config):
         # Without the stem: for grey pictures the device sums it up, and devices round differently.
         found["checksum of the weights to start from"] = _checksum(model, without="conv1.")
@@ -213,6 +222,12 @@ def _contents(dataset):
     if isinstance(dataset.source, Files):
         return (zlib.crc32(dataset.source.paths.tobytes() + dataset.source.labels.tobytes()),)
     return tuple((Path(file).name, first, end) for file, first, end in dataset.pieces)
+
+
+def _sizes(files, most=1000):
+    """Of so many of the files, evenly spread: of a million across a network it would take minutes."""
+    chosen = np.unique(np.linspace(0, len(files) - 1, most).astype(int))
+    return [os.stat(name).st_size if os.path.exists(name := files.name(i)) else None for i in chosen]
 
 
 def introduction(

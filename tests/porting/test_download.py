@@ -58,7 +58,10 @@ def test_what_is_on_the_hub_goes_where_it_is_asked_to(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "require_host", lambda repo: None)
     for cache_dir, place in ((None, None), (tmp_path / "c", tmp_path / "c" / "hub")):
         assert len(porting.read("me/model@v1", cache_dir=cache_dir)["a"]) == 1_000_000
-        assert asked.pop() == {"revision": "v1", "cache_dir": place}
+        assert asked.pop() == {"revision": "v1"} | ({"cache_dir": place} if place else {})
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: "where timm has put it")
+    assert len(porting.read("me/model@v1", cache_dir=tmp_path / "c")["a"]) == 1_000_000
+    assert asked == [{"revision": "v1"}]
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -143,6 +143,20 @@ def test_a_flipped_bit_in_a_pth(tmp_path):
         porting.read(file)
 
 
+def test_bits_flipped_in_the_directory_of_a_pth(tmp_path):
+    file = tmp_path / "x.pth"
+    torch.save({"a": torch.zeros(3)}, file)
+    sound = file.read_bytes()
+    for at in range(len(sound) - 400, len(sound)):
+        content = bytearray(sound)
+        content[at] ^= 1 << at % 8
+        file.write_bytes(content)
+        try:
+            porting.read(file)
+        except ValueError as error:
+            assert str(file) in str(error)
+
+
 def test_a_zip_that_is_larger_than_it_looks(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", bytes(10**7))

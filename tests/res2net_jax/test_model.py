@@ -123,11 +123,14 @@ def test_same_seed_same_weights():
     assert not np.array_equal(first["layer1.1.convs.0.kernel"], first["layer1.1.convs.1.kernel"])
 
 
-@pytest.mark.parametrize("rngs", [nnx.Rngs, jax.random.key], ids=["Rngs", "key"])
+@pytest.mark.parametrize("rngs", [nnx.Rngs, jax.random.key, jax.random.PRNGKey], ids=["Rngs", "key", "PRNGKey"])
 def test_rngs_of_flax_and_keys_of_jax_seed_too(rngs):
     make = lambda seed: variables(res2net_jax.create("res2net50_26w_4s", rngs=rngs(seed), **SMALL))  # noqa: E731
     assert np.array_equal(make(0)["conv1.kernel"], make(0)["conv1.kernel"])
     assert not np.array_equal(make(0)["conv1.kernel"], make(1)["conv1.kernel"])
+    seed = rngs(0)
+    with pytest.raises(ValueError, match="fresh weights need a whole number"):
+        jax.jit(lambda: res2net_jax.create("res2net50_26w_4s", rngs=seed, **SMALL).bn1.scale[...])()
 
 
 def test_initialisation_is_timm_s():

@@ -220,6 +220,29 @@ def test_two_clients_whose_threads_may_use_both_cores():
             assert os.sched_getaffinity(int(thread)) >= allowed
 
 
+def test_threads_of_others_keep_what_they_may_use(monkeypatch):
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    started, seen = threading.Event(), []
+    done = threading.Event()
+
+    def pinned():
+        os.sched_setaffinity(0, {second})
+        started.set()
+        done.wait(60)
+        seen.append(os.sched_getaffinity(0))
+
+    def make_cpu_client(**options):
+        thread.start()
+        started.wait(60)
+
+    thread = threading.Thread(target=pinned)
+    monkeypatch.setattr(xla_client, "make_cpu_client", make_cpu_client)
+    per_core._client(first, {first, second})
+    done.set()
+    thread.join()
+    assert seen == [{second}]
+
+
 def test_weights_are_shared(monkeypatch):
     leaves = [jax.device_put(np.arange(64, dtype="float32"), jax.devices()[0])]
     seen = []

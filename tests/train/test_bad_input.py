@@ -24,7 +24,7 @@ from train.data import Augment
 from train.imagenet import main
 from train.pipeline import Batches
 from train.report import read_rows
-from train.same_run import differences
+from train.same_run import differences, require_same_run
 from train.signals import StopRequest
 from train.start import load_model
 
@@ -118,7 +118,8 @@ def test_more_processes_than_were_described(tmp_path):
 
 
 def test_the_same_pictures_for_training_and_evaluation(tmp_path):
-    with pytest.raises(ValueError, match="trained and evaluated on the same pictures"):
+    message = "trained and evaluated on the same pictures.*--train-split train --eval-split test"
+    with pytest.raises(ValueError, match=message):
         train(small(tmp_path, eval_split="train"))
 
 
@@ -310,6 +311,24 @@ def test_a_resume_on_other_data_is_refused_and_leaves_the_checkpoints_alone(tmp_
     assert train(longer) == 0
     pictures.rename(tmp_path / "moved")
     assert train(of_pictures(tmp_path, tmp_path / "moved", steps=6)) == 0 and max(steps(tmp_path / "run")) == 6
+    shutil.copytree(tmp_path / "moved", pictures)
+    Image.new("RGB", (99, 99)).save(pictures / "val/a/0.png")  # of the same name
+    for other in (pictures, tmp_path / "third"):
+        with pytest.raises(ValueError, match="with another config; .*\n  dataset: the run has 'folder:.*moved'"):
+            train(of_pictures(tmp_path, other, steps=8))
+        shutil.copytree(tmp_path / "moved", tmp_path / "third", dirs_exist_ok=True)
+        (tmp_path / "third/val/a/0.png").unlink()
+    (tmp_path / "moved/val/a/0.png").unlink()  # which was broken, say
+    assert train(of_pictures(tmp_path, tmp_path / "moved", steps=8)) == 0
+
+
+def test_a_folder_is_another_one_to_a_run_that_did_not_keep_the_sizes_of_its_pictures(tmp_path, pictures):
+    run = {"config": of_pictures(tmp_path, tmp_path / "moved"), "examples": 16, "checksums": {}}
+    saved = {
+        "train": {"config": to_json(of_pictures(tmp_path, pictures)), "checksums": {"checksum of the pictures": 1}}
+    }
+    with pytest.raises(ValueError, match="with another config; .*\n  dataset: the run has 'folder:.*pictures'"):
+        require_same_run(saved, {}, run, tmp_path)
 
 
 def test_a_picture_to_evaluate_on_that_cannot_be_read_costs_nothing_but_the_evaluation(tmp_path, pictures):

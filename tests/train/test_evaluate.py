@@ -95,9 +95,10 @@ def expected(digits_folder):
 
 @pytest.mark.parametrize("batch_size", [64, 1000])
 def test_counts_are_those_of_one_picture_after_the_other(digits_folder, expected, batch_size):
-    model, dataset = res2net_jax.load(digits_folder), open_dataset("digits", "test")
+    model, dataset = res2net_jax.load(digits_folder).train(), open_dataset("digits", "test")
     assert preprocessing_of(model) == SETTING
     assert evaluate(model, dataset, SETTING, batch_size=batch_size) == expected
+    assert not model.bn1.use_running_average  # still in train mode
     assert 0 < expected["top1"] < expected["top5"] < 355
 
 

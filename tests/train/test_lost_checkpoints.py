@@ -12,7 +12,8 @@ import pytest
 
 import res2net_jax
 from res2net_jax.init import variables
-from train.report import read_rows
+from train.checkpoints import Checkpoints
+from train.report import Report, read_rows
 
 from .conftest import arrays, printed, small, steps, train
 
@@ -78,6 +79,24 @@ def test_a_damaged_result_stops_no_save(tmp_path, capfd, content):
     assert "the result of checkpoint 23 is damaged; it is taken from its metadata" in err
     assert "could not be saved" not in err and 24 in steps(tmp_path / "run")
     assert not file.exists() or file.read_bytes() == before
+
+
+def test_a_save_keeps_the_metrics_up_to_its_own_step(tmp_path, monkeypatch):
+    """Orbax writes the metadata after the arrays, when the run has gone on."""
+    windows, save = {}, Checkpoints.save
+
+    def watched(self, step, state, window, evaluation=None):
+        save(self, step, state, window, evaluation)
+        window.append("a later step")
+
+    monkeypatch.setattr(Checkpoints, "save", watched)
+    monkeypatch.setattr(Report, "step", lambda self, step, metrics: self.window.append({"loss": float(step)}))
+    monkeypatch.setattr(Report, "flush", lambda self, step: None)
+    assert train(small(tmp_path, steps=2, checkpoint_every=1)) == 0
+    for step in steps(tmp_path / "run"):
+        stored = json.loads((tmp_path / f"run/checkpoints/{step}/_CHECKPOINT_METADATA").read_text())
+        windows[step] = stored["custom_metadata"]["train"]["window"]
+    assert windows[1] == [{"loss": 1.0}] and windows[2] == [{"loss": 1.0}, "a later step", {"loss": 2.0}]
 
 
 def test_nothing_but_damaged_checkpoints(tmp_path):

@@ -49,6 +49,16 @@ def batches(count, size, *, side=32, classes=CLASSES, seed=0):
         }
 
 
+def test_what_makes_a_step_leaves_the_model_as_it_is():
+    model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,))
+    config = Config(batchnorm_group=2, remat=True)
+    for is_training in (True, False):
+        model.train(is_training)
+        make_train_step(model, config, 1, MEAN, STD), make_eval_step(model, config, MEAN, STD)
+        assert model.bn1.use_running_average == (not is_training)
+        assert model.bn1.group_size is None and not model.grad_checkpointing
+
+
 def normalised(images):
     return (torch.from_numpy(images.transpose(0, 3, 1, 2)).double() / 255 - tensor(MEAN)) / tensor(STD)
 
