@@ -67,7 +67,7 @@ class Options:
     """imagenet2012, imagenet2012_real, imagenet_v2, imagenet_a, imagenet_r, imagenet_sketch, any other TFDS
     classification set, "folder:DIR" (one sub-folder per class), or "digits"."""
     split: str = "validation"
-    """validation, test or train; for TFDS sets also a slice such as "validation[:1000]"."""
+    """validation, test or train, or a part: of a TFDS set as "validation[:1000]", of a folder as "all[80%:]"."""
     data_dir: str | None = None
     """Where TFDS keeps its data sets."""
     size: int | None = None
