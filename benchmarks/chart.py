@@ -11,6 +11,7 @@ from benchmarks import results
 COLORS = {
     "timm eager": "#9db7d1",
     "torch.compile": "#31688e",
+    "torch.compile, frozen": "#7b6bb2",
     "zeromodels": "#e0a458",
     "ONNX Runtime": "#8f8f8f",
     "torch.compile, CUDA graphs": "#35b779",
