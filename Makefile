@@ -29,9 +29,14 @@ soak: .venv/test  ## the long checks: random kills, twenty of each kind
 clean:
 	rm -rf .venv demo build *.egg-info
 
+# Also where the interpreter that it was made with is gone.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv --clear .venv
+
 # A stamp per extra, made anew when the requirements change.
-.venv/%: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"'
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]'
+.venv/%: pyproject.toml $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	touch $@
+
+.NOTPARALLEL:

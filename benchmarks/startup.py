@@ -1,7 +1,8 @@
 """From the start of a fresh process to its first answer: ours from a checkpoint, timm's from a file.
 
 Caches are warm on both sides: the files in the page cache, our program in JAX's compilation cache, as the commands keep
-it. Both compute in float32 on the same device, and take turns.
+it. A third process compiles it anew, as a program does that has not switched that cache on. All compute in float32 on
+the same device, and take turns.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ use_compilation_cache()
 model = res2net_jax.compile(res2net_jax.load(sys.argv[1]))
 print(numpy.asarray(model(numpy.zeros((1, 224, 224, 3), numpy.float32))).shape, flush=True)
 """
+UNCACHED = OURS.replace("use_compilation_cache()\n", "")
 TIMM = """
 import sys, timm, torch
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,18 +49,20 @@ class Options:
 
 def run(task: str, arguments: list[str]) -> None:
     options = tyro.cli(Options, prog="python -m benchmarks startup", args=arguments)
-    rows = [("model", "until", "res2net_jax (s)", "timm (s)", "timm / ours")]
+    times_of = ("res2net_jax (s)", "compiled anew (s)", "timm (s)")
+    rows = [("model", "until", *times_of, "timm / ours", "timm / ours compiled anew")]
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
             res2net_jax.save(res2net_jax.create(name).eval(), f"{folder}/{name}")
             torch.save(timm.create_model(name).state_dict(), f"{folder}/{name}.pth")
-            commands = [(OURS, f"{folder}/{name}"), (TIMM, f"{folder}/{name}.pth")]
+            commands = [(code, f"{folder}/{name}") for code in (OURS, UNCACHED)] + [(TIMM, f"{folder}/{name}.pth")]
             for command in commands:
                 _seconds(*command, name, folder)  # warms the caches
             times = [[_seconds(*command, name, folder) for command in commands] for _ in range(options.rounds)]
             for moment, until in enumerate(("first answer", "end of process")):
-                ours, theirs = (statistics.median(turn[library][moment] for turn in times) for library in (0, 1))
-                rows.append((name, until, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.2f}"))
+                ours, uncached, theirs = (statistics.median(turn[i][moment] for turn in times) for i in range(3))
+                ratios = theirs / ours, theirs / uncached
+                rows.append((name, until, *(f"{value:.2f}" for value in (ours, uncached, theirs, *ratios))))
     remark = f"median of {options.rounds}, in turns; load, compile and one image at 224"
     print(results.write(task, rows, remark, ("jax", "flax", "orbax-checkpoint", "torch", "timm"), options.results))
 

@@ -119,6 +119,14 @@ def test_no_images_have_no_maps(classes):
     assert len(res2net_jax.explain(model, jnp.zeros((0, 32, 32, 3)), classes=classes)) == 0
 
 
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
+def test_of_no_evidence_the_map_is_zero(images, method):
+    model = res2net_jax.create("res2net50_26w_4s", **OURS).eval()
+    model.fc.kernel.set_value(jnp.zeros_like(model.fc.kernel[...]))
+    maps = res2net_jax.explain(model, images.astype("float32"), classes=1, method=method)
+    assert (np.asarray(maps) == 0).all()
+
+
 def test_what_cannot_be_explained(images):
     model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), num_classes=4)
     images = jnp.asarray(images, "float32")

@@ -6,7 +6,7 @@ from PIL import Image
 
 import porting
 import res2net_jax
-from res2net_jax.inference import imagenet_classes
+from res2net_jax.inference import imagenet_classes, likeliest
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -63,6 +63,13 @@ def test_class_names_and_their_number(photos, model):
         with pytest.raises(ValueError, match="class_names must be 2 names"):
             small.class_names = wrong
     assert small.class_names == ("lynx", "wolf")
+
+
+def test_probabilities_of_bfloat16_logits_are_float32():
+    logits = np.array([1.0, 2.0, 3.015625])  # exact in bfloat16
+    expected = np.exp(logits) / np.exp(logits).sum()
+    (answers,) = likeliest(jnp.asarray(logits[None], "bfloat16"), "abc", 3)
+    np.testing.assert_allclose([answer.probability for answer in answers[::-1]], expected, rtol=1e-6)
 
 
 def test_an_array_that_is_not_normalised_gets_a_warning(model):

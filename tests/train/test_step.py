@@ -14,7 +14,16 @@ import res2net_jax
 from res2net_jax import get_variant
 from res2net_jax.model import Res2Net
 from train.config import Config
-from train.step import evaluated, init_state, make_eval_step, make_forward, make_train_step, split, zero_sums
+from train.step import (
+    evaluated,
+    fingerprint,
+    init_state,
+    make_eval_step,
+    make_forward,
+    make_train_step,
+    split,
+    zero_sums,
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"layers": (1, 2, 1, 1), "channels": (16, 16, 32, 32), "scale": 3}
@@ -47,6 +56,19 @@ def batches(count, size, *, side=32, classes=CLASSES, seed=0):
             "label": rng.integers(0, classes, size).astype(np.int32),
             "stop": np.zeros(1, np.int32),
         }
+
+
+def test_the_fingerprint_is_of_all_bits_and_their_places():
+    a, b = jnp.arange(6.0), jnp.arange(6.0) + 7
+    flipped = jax.lax.bitcast_convert_type(a, jnp.uint32).at[3].add(1)
+    trees = [
+        {"a": a, "b": b},
+        {"a": a[::-1], "b": b},
+        {"a": a[jnp.array([1, 0, 2, 3, 4, 5])], "b": b},
+        {"a": b, "b": a},
+        {"a": jax.lax.bitcast_convert_type(flipped, jnp.float32), "b": b},
+    ]
+    assert len({int(fingerprint(tree)) for tree in trees}) == len(trees)
 
 
 def test_what_makes_a_step_leaves_the_model_as_it_is():
