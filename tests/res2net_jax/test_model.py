@@ -128,9 +128,12 @@ def test_rngs_of_flax_and_keys_of_jax_seed_too(rngs):
     make = lambda seed: variables(res2net_jax.create("res2net50_26w_4s", rngs=rngs(seed), **SMALL))  # noqa: E731
     assert np.array_equal(make(0)["conv1.kernel"], make(0)["conv1.kernel"])
     assert not np.array_equal(make(0)["conv1.kernel"], make(1)["conv1.kernel"])
-    seed = rngs(0)
-    with pytest.raises(ValueError, match="fresh weights need a whole number"):
-        jax.jit(lambda: res2net_jax.create("res2net50_26w_4s", rngs=seed, **SMALL).bn1.scale[...])()
+    outside = rngs(0)
+    for seed in (lambda: rngs(0), lambda: outside):
+        if rngs is nnx.Rngs and seed() is outside:
+            continue  # whose count Flax itself keeps from being changed within
+        with pytest.raises(ValueError, match="fresh weights need a whole number"):
+            jax.jit(lambda seed=seed: res2net_jax.create("res2net50_26w_4s", rngs=seed(), **SMALL).bn1.scale[...])()
 
 
 def test_initialisation_is_timm_s():
