@@ -39,4 +39,4 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	touch $@
 
-.NOTPARALLEL:
+.NOTPARALLEL:  # two of pip in one environment

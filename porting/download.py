@@ -131,7 +131,7 @@ def _download(url, part):
             if error.errno not in _OF_THE_NETWORK:
                 raise
             failure = error
-    reason = str(getattr(failure, "reason", failure)).partition("\n")[0]
+    reason = files.first_line(getattr(failure, "reason", failure))
     raise ConnectionError(f"cannot download {url} ({reason}); check the network, or give the file as source=")
 
 

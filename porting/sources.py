@@ -91,7 +91,10 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is empty")
     if head[8:9] == b"{":
         return _unwrap(_read_safetensors(path), path)
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+    if head[:4] == b"PK\x03\x04":
+        _require_sound_zip(path)
+        return _unwrap(_read_torch(path), path)
+    if head[:1] == b"\x80":  # the legacy format
         return _unwrap(_read_torch(path), path)
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ValueError(f"{path} is a web page, not weights; the download address was probably wrong")
@@ -120,7 +123,6 @@ def _read_torch(path):
             f"reading {path} needs torch: pip install 'res2net_jax[port]', "
             "or take the .safetensors of the same release, which needs none"
         ) from error
-    _require_sound_zip(path)
     try:
         # Training checkpoints keep their command line as a Namespace; it holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -138,8 +140,6 @@ def _read_torch(path):
 def _require_sound_zip(path):
     """ValueError unless the checksums in a zip hold, at which torch does not look."""
     try:
-        if not zipfile.is_zipfile(path):  # of the legacy format
-            return
         with zipfile.ZipFile(path) as archive:
             # torch.save does not compress. What does may be small here and fill the memory.
             sizes = sum(member.file_size for member in archive.infolist())

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from res2net_jax.variants import Preprocessing
 
 FORMAT = 1
 FILE = "_CHECKPOINT_METADATA"  # Orbax's
+OLD = ".old"  # what the name of a trainer's step ends in while it is saved again
 NOT_CERTIFIED = {"certified": False, "reason": "saved from a live model, not ported from a release"}
 
 
@@ -106,9 +108,7 @@ def locate(folder: str | os.PathLike) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     children = [*folder.iterdir(), *folder.glob("checkpoints/*")]
-    # "5.old" is step 5 while the trainer saves it again, or if it was killed while doing so.
-    steps = {child.name.removesuffix(".old"): child for child in sorted(children, reverse=True) if is_checkpoint(child)}
-    steps = {int(name): child for name, child in steps.items() if name.isdigit()}
+    steps = numbered(filter(is_checkpoint, children))
     if not steps and (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
         raise FileNotFoundError(f"{folder} is a run of python -m train.imagenet that has no checkpoint yet")
     if not steps:
@@ -117,6 +117,15 @@ def locate(folder: str | os.PathLike) -> Path:
             "python -m porting, or python -m train.imagenet"
         )
     return steps[max(steps)]
+
+
+def numbered(folders: Iterable[Path]) -> dict[int, Path]:
+    """Those whose names are numbers, by these, the largest first.
+
+    "5.old" stands for 5, while the trainer saves that again or if it was killed while doing so.
+    """
+    found = {folder.name.removesuffix(OLD): folder for folder in sorted(folders, reverse=True)}  # "5.old" before "5"
+    return {int(name): found[name] for name in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -190,12 +190,12 @@ class Res2Net(nnx.Module):
         count = len(self.stages) + 1
         if indices is None:
             return list(range(count))
-        if isinstance(indices, Integral) and not isinstance(indices, bool):
+        if isinstance(indices, bool) or not isinstance(indices, Integral | Iterable):
+            raise ValueError(f"features are picked by a number, a list of numbers or None; got {indices!r}")
+        if isinstance(indices, Integral):
             if not 1 <= indices <= count:
                 raise ValueError(f"the last {indices} features were asked for; this model has {count}")
             return list(range(count - indices, count))
-        if isinstance(indices, bool) or not isinstance(indices, Iterable):
-            raise ValueError(f"features are picked by a number, a list of numbers or None; got {indices!r}")
         indices = list(indices)
         for i in indices:
             if isinstance(i, bool) or not isinstance(i, Integral):

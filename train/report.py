@@ -44,8 +44,11 @@ class Report:
         start: Steps already done.
         total: Steps of the whole run.
         steps_per_epoch: Steps in an epoch.
-        window: The metrics of the last steps already done, which have no row yet (:attr:`window`).
+        window: That of the checkpoint that the run goes on from.
         visible: Whether this process reports at all.
+
+    Attributes:
+        window: The metrics of the steps since the last row, for a checkpoint to keep.
     """
 
     def __init__(

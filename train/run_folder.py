@@ -14,29 +14,25 @@ import jax
 
 from res2net_jax.command_line import say
 from res2net_jax.files import remove_tree
-from res2net_jax.metadata import stored_metadata
+from res2net_jax.metadata import OLD, numbered, stored_metadata
 from train.devices import everywhere
-
-_OLD = ".old"
 
 
 def saved_in(folder: Path) -> dict[int, Path]:
     """The checkpoints in ``folder`` by their steps, newest first; with those that a process died replacing."""
-    children = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []  # "5.old" before "5"
-    found = {child.name.removesuffix(_OLD): child for child in children}
-    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
+    return numbered(folder.iterdir()) if folder.is_dir() else {}
 
 
 def set_aside(folder: Path, step: int) -> None:
     """Makes room for another checkpoint of ``step``, without a moment in which there is none."""
     if jax.process_index() == 0:
-        os.rename(folder / str(step), folder / f"{step}{_OLD}")
+        os.rename(folder / str(step), folder / f"{step}{OLD}")
 
 
 def put_back(folder: Path) -> None:
     """Ends what :func:`set_aside` began, also in an earlier process that was killed."""
     if jax.process_index() == 0:
-        for old in folder.glob(f"[0-9]*{_OLD}"):
+        for old in folder.glob(f"[0-9]*{OLD}"):
             if not old.stem.isdigit():  # not ours
                 continue
             if old.with_suffix("").exists():

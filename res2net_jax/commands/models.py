@@ -52,8 +52,7 @@ def info(model: Model, size: Text = None, json: bool = False, cache_dir: CacheFo
         size: Height x width of the images whose cost is shown, by default the model's own.
         json: Print an object instead.
     """
-    if size is not None:
-        parse_size(size)
+    asked = parse_size(size) if size else None
     if hub.is_folder(model):
         folder = locate(hub.local_folder(model, cache_dir))
     else:
@@ -64,8 +63,7 @@ def info(model: Model, size: Text = None, json: bool = False, cache_dir: CacheFo
         described = Res2Net(get_variant(model).arch, name=model)
     else:
         described = abstract_model(metadata)
-    setting = known_setting(described)
-    height, width = parse_size(size or str((setting or Preprocessing()).size))
+    height, width = asked or 2 * ((known_setting(described) or Preprocessing()).size,)
     # What was published is of the released weights, not of others, nor of a relative.
     variant = get_variant(model) if metadata is None else release_of(metadata)
     if variant is not None and described.arch != variant.arch:

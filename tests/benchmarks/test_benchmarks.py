@@ -11,7 +11,7 @@ import pytest
 from benchmarks import chart, cores, kernels, results, scaling, timing, turns
 from res2net_jax.command_line import table
 
-from .makers import failing, failing_in_its_turn, killed, killed_in_its_turn, sleeping
+from .makers import failing, failing_for_two, failing_in_its_turn, killed, killed_in_its_turn, sleeping
 
 
 def measure(makers, rounds, model="m"):
@@ -109,6 +109,26 @@ def test_runners_of_inference_run():
     makers = {name: timing.RUNNERS["inference"][name] for name in ("res2net_jax", "timm eager")}
     for durations in measure(makers, rounds=1, model="res2net50_48w_2s").values():
         assert durations.keys() == makers.keys() and min(map(min, durations.values())) > 0
+
+
+def test_a_row_that_fails_costs_no_other_and_a_part_of_the_rows_no_table(tmp_path, monkeypatch, capsys):
+    runners = {"res2net_jax": failing_for_two, "slow": functools.partial(sleeping, 9)}
+    monkeypatch.setitem(timing.RUNNERS, "inference", runners)
+    options = ["--models", "resnet50", "--rounds", "1", "--seconds", "0.01", "--results", str(tmp_path)]
+    with pytest.raises(ValueError, match="res2net_jax did not run resnet50 at 2; the other rows are kept"):
+        timing.run("inference", [*options, "--batches", "2", "1"])
+    assert "res2net_jax cannot run resnet50 at batch 2: no memory" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {"inference-part-cpu.csv", "inference-part-cpu.txt"}
+    rows = results.read("inference-part", tmp_path)
+    assert {(row["model"], row["batch"]) for row in rows} == {("resnet50", "1")} and float(rows[0]["slow / ours"]) > 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"models": ()}, {"models": ("res2net",)}, {"batches": (0,)}, {"rounds": 0}, {"seconds": 0.0}]
+)
+def test_options_that_measure_nothing(options):
+    with pytest.raises(ValueError, match="--models"):
+        timing.Options(**options)
 
 
 def test_tables_and_the_chart(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
+from PIL import Image
 
 from train.config import RECIPES
 from train.imagenet import main
@@ -137,3 +138,19 @@ def batches(output):
                 _, step, digest = line.split()
                 seen.setdefault((log.name.removeprefix(output.name), int(step)), set()).add(digest)
     return seen
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """``train`` and ``val`` of two classes of eight and two pictures."""
+    for split, count in (("train", 8), ("val", 2)):
+        for label in "ab":
+            (tmp_path / "pictures" / split / label).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.new("RGB", (24, 24), (i * 20, 90 * (label == "a"), len(split)))
+                picture.save(tmp_path / "pictures" / split / label / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def of_pictures(tmp_path, pictures, **changes):
+    return small(tmp_path, dataset=f"folder:{pictures}", batch_size=4, **changes)

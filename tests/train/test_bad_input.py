@@ -1,34 +1,24 @@
 """What a user or a machine does wrong: one clear message, nothing lost."""
 
 import dataclasses
-import errno
-import functools
 import math
 import os
-import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import porting.release
 import res2net_jax
 from train import imagenet
-from train.claim import claim
-from train.config import RECIPES, Config, parse, to_json
+from train.config import RECIPES, Config, parse
 from train.data import Augment
-from train.imagenet import main
 from train.pipeline import Batches
 from train.report import read_rows
-from train.same_run import differences, require_same_run
-from train.signals import StopRequest
 from train.start import load_model
 
-from .conftest import ROOT, arrays, small, steps, train
+from .conftest import ROOT, arrays, of_pictures, small, steps, train
 
 
 def command(*arguments, **environment):
@@ -123,212 +113,12 @@ def test_the_same_pictures_for_training_and_evaluation(tmp_path):
         train(small(tmp_path, eval_split="train"))
 
 
-def test_a_resume_with_another_config_names_what_differs(tmp_path):
-    assert train(small(tmp_path)) == 0
-    before = arrays(tmp_path / "run")
-    changed = small(tmp_path, momentum=0.8, channels=(16,), layers=(2,), log_every=3)
-    changed = dataclasses.replace(changed, augment=dataclasses.replace(changed.augment, flip=0.5))
-    with pytest.raises(ValueError) as caught:
-        train(changed)
-    first, *lines = str(caught.value).splitlines()
-    assert "holds a run with another config; give another --output" in first
-    assert sorted(line.split(":")[0].strip() for line in lines) == ["channels", "flip", "layers", "momentum"]
-    assert "  momentum: the run has 0.9, this command 0.8" in lines
-    after = arrays(tmp_path / "run")
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    with pytest.raises(ValueError, match="To train its weights further: --pretrained --model .*run --output ANOTHER:"):
-        train(small(tmp_path, epochs=99))
-
-
-def test_a_run_that_is_older_than_a_switch_goes_on():
-    config = RECIPES["digits"]()
-    saved = to_json(config)
-    del saved["augment"]["resizer"], saved["drop_rate"]
-    assert differences(saved, config) == []
-    changed = dataclasses.replace(config, augment=dataclasses.replace(config.augment, resizer="simd"))
-    assert differences(saved, changed) == ["resizer: the run has 'pillow', this command 'simd'"]
-
-
-def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
-    (tmp_path / "run").mkdir()
-    monkeypatch.setattr(imagenet, "claim", functools.partial(claim, patience=1))
-    told = "another run is at work in .*; wait for it, or give another --output"
-    with claim(tmp_path / "run"), pytest.raises(ValueError, match=told):
-        train(small(tmp_path))
-    assert "waiting for it" in capsys.readouterr().out
-    assert not steps(tmp_path / "run")
-    assert train(small(tmp_path)) == 0
-    with claim(tmp_path / "run", patience=0):  # a run that is done has let go
-        pass
-
-
-def test_a_signal_ends_the_wait_for_another_run(tmp_path):
-    with claim(tmp_path / "run"), StopRequest() as stop:
-        stop.signum = signal.SIGTERM
-        assert main(small(tmp_path), stop) == 128 + signal.SIGTERM
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(tmp_path, message):
-    """The run's folder is refused with ``message``, and nothing in it has changed."""
-    before = contents(tmp_path / "run")
-    with pytest.raises(FileExistsError, match=message):
-        train(small(tmp_path))
-    assert contents(tmp_path / "run") == before
-
-
-def test_a_model_is_no_place_for_a_run(tmp_path):
-    res2net_jax.save(res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,), scale=2), tmp_path / "run")
-    refused(tmp_path, "run holds a model, not a run; give a new --output")
-    (tmp_path / "run" / ".lock").touch()
-    (tmp_path / "run" / "config.json").write_text("{}")  # such as the hub wants beside a model
-    refused(tmp_path, "run holds a model, not a run; give a new --output")
-
-
-def test_a_folder_of_other_files_is_no_place_for_a_run(tmp_path, pictures):
-    pictures.rename(tmp_path / "run")
-    refused(tmp_path, r"run holds other files \(train, val\), not a run; give a new --output")
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    for name in ("1.jpg", "2.jpg", "3.jpg", "4.jpg"):
-        (tmp_path / "run" / name).touch()
-    refused(tmp_path, r"run holds other files \(1.jpg, 2.jpg, 3.jpg ...\), not a run; give a new --output")
-
-
-@pytest.mark.parametrize("beside", [".lock", "checkpoints", "tensorboard", "slurm-1.out"])
-def test_one_name_of_a_run_makes_no_run(tmp_path, beside):
-    (tmp_path / "run").mkdir()
-    for name in (beside, "hparams.yaml"):
-        (tmp_path / "run" / name).touch()
-    refused(tmp_path, r"run holds other files \(hparams.yaml\), not a run")
-
-
-@pytest.mark.parametrize(
-    "left", [(), (".lock",), (".lock", ".shared"), (".lock", "config.tmp"), ("lost+found", "slurm-1.out.1")]
-)
-def test_what_a_run_leaves_that_is_killed_as_it_begins_is_a_run(tmp_path, left):
-    (tmp_path / "run").mkdir()
-    for name in ("slurm-1.out", "begun.log", ".DS_Store", *left):
-        (tmp_path / "run" / name).touch()
-    with claim(tmp_path / "run"):
-        pass
-
-
-def test_an_output_that_cannot_be_a_folder(tmp_path, monkeypatch):
-    (tmp_path / "run").touch()
-    with pytest.raises(FileExistsError, match="--output .*run is a file; name a folder"):
-        train(small(tmp_path))
-    with (
-        pytest.raises(PermissionError, match="cannot write .*run/below .Not a directory."),
-        claim(tmp_path / "run/below"),
-    ):
-        pass
-
-    def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(PermissionError, match="cannot write .*new .Permission denied."), claim(tmp_path / "new"):
-        pass
-
-
 def test_more_steps_than_can_be_counted(tmp_path):
     with pytest.raises(
         ValueError, match="--epochs 99999999 of 22 steps each are more than .*; train for at most 97,61"
     ):
         train(small(tmp_path, epochs=99_999_999))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("name", "content"), [("config.json", '{"model": 1}'), ("metrics.csv", "date,kg\n1.1.,70\n")])
-def test_files_that_are_not_of_a_run_are_left_alone(tmp_path, name, content):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / name).write_text(content)
-    (tmp_path / "run" / "checkpoints").mkdir()
-    (tmp_path / "run" / "checkpoints" / "epoch1.pth").touch()
-    with pytest.raises(ValueError, match=f"{name} is not of a run, and would be replaced"):
-        train(small(tmp_path))
-    assert (tmp_path / "run" / name).read_text() == content
-
-
-def test_what_else_is_in_the_folder_of_tensorboard_stays(tmp_path):
-    (tmp_path / "elsewhere" / "mine").mkdir(parents=True)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "tensorboard").symlink_to(tmp_path / "elsewhere")
-    for _ in range(2):
-        assert train(small(tmp_path)) == 0
-    names = sorted(path.name.split(".tfevents")[0] for path in (tmp_path / "elsewhere").iterdir())
-    assert names == ["events.out", "mine"]
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """``train`` and ``val`` of two classes of eight and two pictures."""
-    for split, count in (("train", 8), ("val", 2)):
-        for label in "ab":
-            (tmp_path / "pictures" / split / label).mkdir(parents=True)
-            for i in range(count):
-                picture = Image.new("RGB", (24, 24), (i * 20, 90 * (label == "a"), len(split)))
-                picture.save(tmp_path / "pictures" / split / label / f"{i}.png")
-    return tmp_path / "pictures"
-
-
-def of_pictures(tmp_path, pictures, **changes):
-    return small(tmp_path, dataset=f"folder:{pictures}", batch_size=4, **changes)
-
-
-def test_a_resume_on_other_data_is_refused_and_leaves_the_checkpoints_alone(tmp_path, pictures):
-    config = of_pictures(tmp_path, pictures)
-    assert train(config) == 0
-    before = arrays(tmp_path / "run")
-    longer = dataclasses.replace(config, steps=4)
-
-    def refused():
-        with pytest.raises(ValueError, match="of the same config, but on other data or from other weights") as caught:
-            train(longer)
-        after = arrays(tmp_path / "run")
-        assert steps(tmp_path / "run") == [2] and all(np.array_equal(before[name], after[name]) for name in before)
-        return [line.strip() for line in str(caught.value).splitlines()[1:]]
-
-    shutil.copy(pictures / "train/a/0.png", pictures / "train/a/more.png")
-    assert refused() == ["examples: the run has 16, now there is 17"]
-    (pictures / "train/a/more.png").rename(pictures / "train/a/0.png")
-    (pictures / "train/a/1.png").rename(pictures / "train/a/9.png")
-    assert [line.partition(":")[0] for line in refused()] == ["checksum of the pictures to learn from"]
-    (pictures / "train/a/9.png").rename(pictures / "train/a/1.png")
-    for split in ("train", "val"):
-        (pictures / split / "b").rename(pictures / split / "d")
-    assert refused() == ["class_names: the run has ['a', 'b'], now there is ['a', 'd']"]
-    for split in ("train", "val"):
-        shutil.copytree(pictures / split / "d", pictures / split / "b")
-    assert refused()[0] == "num_classes: the run has 2, now there is 3"
-    for split in ("train", "val"):
-        shutil.rmtree(pictures / split / "d")
-    assert train(longer) == 0
-    pictures.rename(tmp_path / "moved")
-    assert train(of_pictures(tmp_path, tmp_path / "moved", steps=6)) == 0 and max(steps(tmp_path / "run")) == 6
-    shutil.copytree(tmp_path / "moved", pictures)
-    Image.new("RGB", (99, 99)).save(pictures / "val/a/0.png")  # of the same name
-    for other in (pictures, tmp_path / "third"):
-        with pytest.raises(ValueError, match="with another config; .*\n  dataset: the run has 'folder:.*moved'"):
-            train(of_pictures(tmp_path, other, steps=8))
-        shutil.copytree(tmp_path / "moved", tmp_path / "third", dirs_exist_ok=True)
-        (tmp_path / "third/val/a/0.png").unlink()
-    (tmp_path / "moved/val/a/0.png").unlink()  # which was broken, say
-    assert train(of_pictures(tmp_path, tmp_path / "moved", steps=8)) == 0
-
-
-def test_a_folder_is_another_one_to_a_run_that_did_not_keep_the_sizes_of_its_pictures(tmp_path, pictures):
-    run = {"config": of_pictures(tmp_path, tmp_path / "moved"), "examples": 16, "checksums": {}}
-    saved = {
-        "train": {"config": to_json(of_pictures(tmp_path, pictures)), "checksums": {"checksum of the pictures": 1}}
-    }
-    with pytest.raises(ValueError, match="with another config; .*\n  dataset: the run has 'folder:.*pictures'"):
-        require_same_run(saved, {}, run, tmp_path)
 
 
 def test_a_picture_to_evaluate_on_that_cannot_be_read_costs_nothing_but_the_evaluation(tmp_path, pictures):
