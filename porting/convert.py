@@ -117,7 +117,7 @@ def to_torch(value: np.ndarray) -> np.ndarray:
 
 
 def to_numpy(value) -> np.ndarray:
-    """An array or CPU tensor as numpy; bfloat16, which numpy has not, as float32."""
+    """An array or CPU tensor as numpy; bfloat16, which numpy does not have, as float32."""
     if hasattr(value, "detach"):  # a tensor
         value = value.detach()
         value = value.float().numpy() if "bfloat16" in str(value.dtype) else value.numpy()
@@ -135,6 +135,8 @@ def _explain(model, problems, given):
         if keys:
             lines.append(f"{len(keys)} {problem}:")
             lines += [f"  {key}" for key in keys]
+    if not given.keys() & {torch_key(path) for path in variables(model)}:
+        lines.append('Keys that are wrapped ("state_dict", "module.") porting.read(file) takes out')
     others = [fit for fit in fitting_variants(given) if fit != model.name]
     if others:
         lines.append(f"They fit: {', '.join(others)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from porting import timm_config
 from porting.convert import load_state_dict, state_dict
 from porting.parity import certify
 from porting.sources import Release, fetch, read_file
@@ -33,7 +34,8 @@ def port(
 
     Args:
         name: The variant.
-        source: See :func:`porting.read`. By default the release: its safetensors on the hub, else its ``.pth``.
+        source: See :func:`porting.read`. By default the release: its safetensors on the hub, else its ``.pth``. Of a
+            hub id timm's ``config.json`` is read as well: options, names of classes, and how pictures are made.
         output: Folder of the checkpoint; by default the one in the cache that :func:`res2net_jax.load` looks in,
             which is replaced.
         verify: Certify the model against timm; needs torch and timm, and the checkpoint says if they are missing.
@@ -54,6 +56,7 @@ def port(
         OSError: No network, no permission, no space.
     """
     variant = get_variant(name)
+    name = variant.name
     asked = override(variant.arch, **arch)
     given = changes(asked, variant.arch)
     if output is not None:
@@ -66,7 +69,11 @@ def port(
     arrays = read_file(release.path)
     if _is_of_catavgmax(asked, arrays) and "global_pool" not in arch:
         asked = override(asked, global_pool="catavgmax")
-    model = load_state_dict(_model_for(name, asked, arrays), arrays)
+    config = {} if source is None else timm_config.read(release, cache_dir)
+    model = _model_for(name, timm_config.apply(config, asked, arch), arrays)
+    model.class_names = timm_config.class_names(config, model.num_classes)
+    model.preprocessing = timm_config.preprocessing(config, variant.preprocessing)
+    load_state_dict(model, arrays)
     if verify:
         certificate = certify(name, state_dict(model), **changes(model.arch, variant.arch))
     else:

@@ -41,7 +41,7 @@ def read(
     """The tensors of a PyTorch release under their torch keys.
 
     Wrappings (``state_dict``, ``model``, and their EMA twins, which win) and prefixes (``module.``,
-    ``_orig_mod.``) are taken off. Values keep their type, but bfloat16, which numpy has not, becomes float32.
+    ``_orig_mod.``) are taken off. Values keep their type, but bfloat16, which numpy does not have, becomes float32.
 
     Args:
         source: A ``.pth`` file (zip or legacy format; needs torch), a ``.safetensors`` file, an
@@ -112,7 +112,7 @@ def _read_safetensors(path):
     except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from error
     except (AttributeError, TypeError) as error:  # e.g. float8
-        raise ValueError(f"{path} holds numbers of a type that numpy has not: {error}") from error
+        raise ValueError(f"{path} holds numbers of a type that numpy does not have: {error}") from error
 
 
 def _read_torch(path):
@@ -172,5 +172,5 @@ def _unwrap(content, path):
         try:
             arrays[key] = to_numpy(value)
         except (RuntimeError, TypeError) as error:  # float8, sparse, quantised, or larger than memory
-            raise ValueError(f"{path}: {key!r} is a tensor that numpy has not ({first_line(error)})") from error
+            raise ValueError(f"{path}: {key!r} is a tensor that numpy does not have ({first_line(error)})") from error
     return arrays

@@ -9,11 +9,11 @@ from res2net_jax.init import initialize, variables
 from res2net_jax.model import Res2Net
 
 
-def adapt(trained: Res2Net, wanted: Res2Net, *, sharding: jax.sharding.Sharding) -> Res2Net:
+def adapt(trained: Res2Net, wanted: Res2Net, *, sharding: jax.sharding.Sharding | None, seed: int = 0) -> Res2Net:
     """Fills the abstract ``wanted`` with the weights of ``trained`` and returns it.
 
     The first convolution is fitted to ``in_chans`` by :func:`fit_first_conv`. With another number of
-    classes the classifier is fresh, and put on ``sharding``. Anything else must match.
+    classes the classifier is fresh, of ``seed``, and put on ``sharding``. Anything else must match.
 
     Raises:
         ValueError: The architectures differ in the shape of some array; all are listed.
@@ -40,10 +40,9 @@ def adapt(trained: Res2Net, wanted: Res2Net, *, sharding: jax.sharding.Sharding)
             + "\n  ".join(lines)
         )
     if fresh_head and wanted.fc is not None:
-        initialize(wanted, 0, only="fc.")
-        for path in ("fc.kernel", "fc.bias"):
-            want = variables(wanted)[path]
-            want.set_value(jax.device_put(want.get_value(), sharding))
+        initialize(wanted, seed, only="fc.")
+        for leaf in variables(wanted.fc).values():
+            leaf.set_value(jax.device_put(leaf.get_value(), sharding))
     return wanted
 
 

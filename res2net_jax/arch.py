@@ -90,7 +90,7 @@ class Arch:
         for field in ("layers", "channels"):
             value = getattr(self, field)
             if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-                raise ValueError(f"{field} must be a tuple of positive integers, one a stage; got {value!r}")
+                raise ValueError(f"{field} must be a tuple of positive integers, one per stage; got {value!r}")
             object.__setattr__(self, field, tuple(natural(field, n, least=1) for n in value))
         if len(self.layers) != len(self.channels):
             raise ValueError(

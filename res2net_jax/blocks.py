@@ -1,6 +1,7 @@
 """The Res2Net block (paper, figure 2b) and its shortcut."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from res2net_jax.activations import Activation
 from res2net_jax.arch import EXPANSION, Arch, BlockPlan
 from res2net_jax.attention import ATTENTION
 from res2net_jax.drop import DropBlock, DropPath
-from res2net_jax.layers import BatchNorm, Conv
+from res2net_jax.layers import BatchNorm, Conv, is_in_train_mode
 from res2net_jax.pooling import AvgPool
 
 
@@ -82,6 +83,29 @@ class Bottle2neck(nnx.Module):
 def call_block(block: nnx.Module, x: Float[Array, "b h w i"], key: jax.Array | None) -> Float[Array, "b h2 w2 o"]:
     """``block(x, key)``."""
     return block(x, key)
+
+
+def checkpointed(call_block: Callable) -> Callable:
+    """``call_block``, in the backward pass computed again (jax.checkpoint).
+
+    flax.nnx.remat does so too, but writes all variables back, even those that an eval-mode model never changes and
+    that the caller's jax.jit may have closed over.
+    """
+
+    def call(block, x, key):
+        graphdef, statistics, others = nnx.split(block, nnx.BatchStat, ...)
+
+        @jax.checkpoint
+        def run(statistics, others, x, key):
+            block = nnx.merge(graphdef, statistics, others)
+            return call_block(block, x, key), nnx.state(block, nnx.BatchStat)
+
+        out, statistics = run(statistics, others, x, key)
+        if is_in_train_mode(block):
+            nnx.update(block, statistics)
+        return out
+
+    return call
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

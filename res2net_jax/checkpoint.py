@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from res2net_jax.adapt import adapt, asked_for
 from res2net_jax.arch import override
@@ -26,11 +28,10 @@ from res2net_jax.files import (
     leftover_prefix,
     lock,
     remove_leftovers,
-    remove_tree,
     require_local,
     writing,
 )
-from res2net_jax.init import require_model, variables
+from res2net_jax.init import require_model, seed_of, variables
 from res2net_jax.metadata import abstract_model, describe, is_checkpoint, locate, read_metadata
 from res2net_jax.model import Res2Net
 from res2net_jax.provenance import release_of
@@ -59,14 +60,16 @@ def save(
     In a job of several processes (jax.distributed) all call it, with arrays that span them.
 
     Args:
-        model: The model; parameters keep their dtype. The computation type is not kept: give it to ``load``.
+        model: The model. Arrays are stored in the type they have, and come back in the model's ``param_dtype``; the
+            computation type is not kept: give it to ``load``.
         folder: Where to. Its parent is made if need be.
         overwrite: Replaces a checkpoint that is already there.
         source: Where the weights are from, as JSON; of a model that was loaded, its release is added.
         certificate: What :func:`porting.parity.certify` said of them.
 
     Raises:
-        ValueError: A model that is fused, cut to a backbone, or without weights.
+        ValueError: A model that is fused, cut to a backbone, without weights, or with other layers than its attributes
+            say.
         FileExistsError: ``folder`` exists and is not empty, and ``overwrite`` is False or it holds anything but a
             checkpoint, which is left alone.
         OSError: No permission or no space; nothing is left behind.
@@ -83,6 +86,7 @@ def save(
     require_local(folder)
     folder = Path(folder).expanduser().absolute()
     metadata = describe(model, source=source, certificate=certificate)
+    _require_described(model, metadata)
     if jax.process_count() > 1:  # Orbax renames when all have written
         require_free(folder, overwrite)
         with _ORBAX:
@@ -100,7 +104,7 @@ def save(
                 os.rename(folder, temporary / "old")
             os.rename(temporary / "new", folder)
         finally:
-            remove_tree(temporary)
+            remove_leftovers(folder)  # and, interrupted between the two, what was there before is put back
     return folder
 
 
@@ -136,6 +140,7 @@ def restore(
     dtype=None,
     param_dtype=None,
     sharding: jax.sharding.Sharding | None = None,
+    rngs: int | nnx.Rngs | jax.Array = 0,
     arch: dict[str, Any] | None = None,
 ) -> Res2Net:
     """Reads the arrays straight to their devices and fits them to the model that is asked for.
@@ -146,7 +151,8 @@ def restore(
         in_chans: Another number than 3 fits the first convolution.
         dtype: Computation type.
         param_dtype: Type of the weights, by default as stored.
-        sharding: Where the arrays go, by default to the first device of this process.
+        sharding: Where the arrays go, and stay; by default JAX's default device, from which they follow other arrays.
+        rngs: Seed of a fresh classifier.
         arch: Fields of :class:`Arch` to change.
     """
     folder = locate(folder)
@@ -154,9 +160,9 @@ def restore(
     saved = abstract_model(metadata, dtype=dtype)
     # A mistake in the options shows before anything is read.
     wanted = asked_for(saved, num_classes, in_chans, param_dtype, override(saved.arch, **(arch or {})))
-    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    _fill(saved, folder, place, metadata)
-    return (saved if wanted is saved else adapt(saved, wanted, sharding=place)).eval()
+    seed = seed_of(rngs)
+    _fill(saved, folder, sharding, metadata)
+    return (saved if wanted is saved else adapt(saved, wanted, sharding=sharding, seed=seed)).eval()
 
 
 def arrays(model: Res2Net) -> dict[str, jax.Array]:
@@ -179,6 +185,23 @@ def require_free(folder: Path, overwrite: bool = False) -> None:
         raise FileExistsError(f"{folder} exists; pass overwrite=True (--force) to replace it")
 
 
+def _require_described(model, metadata):
+    """ValueError unless ``load`` would make the same arrays of ``metadata``."""
+    expected = {path: leaf.shape for path, leaf in variables(abstract_model(metadata)).items()}
+    given = {path: jnp.shape(value) for path, value in arrays(model).items()}
+    lines = [
+        f"{path}: {given.get(path, 'missing')}, expected {expected.get(path, 'none')}"
+        for path in sorted(expected.keys() | given.keys())
+        if given.get(path) != expected.get(path)
+    ]
+    if lines:
+        raise ValueError(
+            f"this model's layers are not those that its attributes describe (num_classes={model.num_classes} and so "
+            "on), so load could not restore it; model.reset_classifier(N) replaces a classifier, create(NAME, ...) "
+            "makes another architecture:\n  " + "\n  ".join(lines)
+        )
+
+
 def _identity(folder):
     """Of the checkpoint that is read: its place, and what another folder there would not have."""
     try:
@@ -188,13 +211,22 @@ def _identity(folder):
         return None
 
 
-def _fill(model, folder, place, metadata):
-    """Puts the arrays in ``folder`` into the abstract ``model``."""
+def _fill(model, folder, sharding, metadata):
+    """Puts the arrays in ``folder`` into the abstract ``model``.
+
+    Without ``sharding`` they come as numpy's, for those that Orbax makes are committed to their device: a training step
+    would then be compiled twice, since what an optimiser begins with is not.
+    """
     from orbax.checkpoint import v1 as ocp
 
     leaves, checksums, release = variables(model), metadata.get("crc32") or {}, release_of(metadata)
     advice = f"delete it and port it again (python -m porting {release.name})" if release else "take another one"
-    target = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for path, leaf in leaves.items()}
+    target = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        if sharding
+        else np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+        for path, leaf in leaves.items()
+    }
     handled = sys.exception()  # by our caller
     try:
         with _ORBAX, _quiet():
@@ -206,15 +238,17 @@ def _fill(model, folder, place, metadata):
         ) from error
     for path, leaf in leaves.items():
         # Orbax reads in threads of its own, where a local enable_x64 has no effect.
-        if loaded[path].dtype != leaf.dtype:
+        value = loaded[path]
+        if not value.dtype == leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype):
             raise ValueError(
                 'a float64 checkpoint needs jax.config.update("jax_enable_x64", True), for the whole program'
             )
         # Orbax does not notice a flipped bit. What it has cast cannot be compared.
         dtype, _ = saved = checksums.get(path, [None, None])
-        if dtype == leaf.dtype.name and loaded[path].is_fully_addressable and crc32(loaded[path]) != saved:
+        whole = isinstance(value, np.ndarray) or value.is_fully_addressable
+        if dtype == leaf.dtype.name and whole and crc32(value) != saved:
             raise ValueError(f"the checkpoint {folder} is damaged: {path} is not what was saved; {advice}")
-        leaf.set_value(loaded[path])
+        leaf.set_value(jnp.asarray(value))
 
 
 def _cause(error, handled):

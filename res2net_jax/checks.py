@@ -36,7 +36,7 @@ def require_images(x: Any, in_chans: int) -> None:
 
 
 def require_array(images: Any) -> None:
-    """TypeError for what is no array, such as a torch tensor or a path, or one of numbers that JAX has not."""
+    """TypeError for what is not an array, such as a torch tensor or a path, or has numbers that JAX lacks."""
     if isinstance(images, np.ndarray):
         dtype = images.dtype
         if not dtype.isnative or dtype.kind in "OSUMm" or dtype.itemsize > 8:
@@ -54,7 +54,7 @@ def one_a_class(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...
     if names is None:
         return None
     if isinstance(names, str) or len(names) != num_classes:
-        raise ValueError(f"class_names must be {num_classes} names, one a class; got {names!r:.100}")
+        raise ValueError(f"class_names must be {num_classes} names, one per class; got {names!r:.100}")
     return tuple(names)
 
 

@@ -14,6 +14,15 @@ class _Drop(nnx.Module):
         self.rate = float(rate)
         self.deterministic = False
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What ``flax.nnx.view`` calls.
+
+        Args:
+            deterministic: if True, drops nothing.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def __call__(self, x: Array, key: jax.Array | None) -> Array:
         if self.deterministic or not self.rate:
             return x

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from res2net_jax.backend import jit
 from res2net_jax.blocks import run
-from res2net_jax.init import is_in_train_mode, require_model
-from res2net_jax.layers import common_type
+from res2net_jax.init import require_model
+from res2net_jax.layers import common_type, is_in_train_mode
 from res2net_jax.model import Res2Net
 
 METHODS = ("gradcam", "gradcam++")
@@ -42,8 +42,8 @@ def explain(
         method: ``"gradcam"`` or ``"gradcam++"``.
         stage: ``"act1"`` (the stem), ``"layer1"`` to ``"layer4"``; by default the last. Early ones are finer in place,
             late ones in meaning.
-        classes: One class for all images, one an image, or several an image. None takes each image's likeliest. Of
-            traced ones, which cannot be checked, one that the model has not gives a map of zeros.
+        classes: One class for all images, one per image, or several per image. None takes each image's likeliest. Of
+            traced ones, which cannot be checked, one that the model does not have gives a map of zeros.
 
     Returns:
         Maps at the resolution of the stage, at least 0 and not scaled; several an image if ``classes`` has two axes. In

@@ -57,12 +57,12 @@ def save_features(
     batch_size: int = 32,
     overwrite: bool = False,
 ) -> dict[str, str]:
-    """Writes the features of picture files, a row a file, to ``output``.
+    """Writes the features of picture files, one row per file, to ``output``.
 
-    A run that was cut off, by ``kill -9`` too, goes on when it is repeated, and writes the same bytes (on a GPU, whose
-    libraries choose their algorithms anew each time, the same to rounding). Memory does not grow with the number of
-    pictures, but for their names. Rows are float32; that of a picture that cannot be read is NaN, and tried again when
-    the run goes on.
+    A run that was cut off, by ``kill -9`` too, continues when it is repeated, and writes the same bytes (on a GPU,
+    whose libraries choose their algorithms anew each time, the same to rounding). Memory does not grow with the number
+    of pictures, but for their names. Rows are float32; that of a picture that cannot be read is NaN, and tried again
+    when the run continues.
 
     Args:
         model: In eval mode, for RGB pictures.

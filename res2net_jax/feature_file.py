@@ -1,9 +1,9 @@
-"""A large ``.npy`` or ``.npz`` that is written batch by batch, and goes on after a kill where it stopped.
+"""A large ``.npy`` or ``.npz`` that is written batch by batch, and continues after a kill where it stopped.
 
 Until it is whole, everything is in a hidden folder beside it::
 
     rows.npy         the rows so far, under the header of the whole array
-    progress.jsonl   what is computed; then, a line a batch, whose rows are on the disk
+    progress.jsonl   what is computed; then, one line per batch, whose rows are on the disk
     whole            all of it, about to get its name
 """
 
@@ -36,7 +36,7 @@ def check_target(target: Path, overwrite: bool = False) -> None:
 
 
 def stamp(name: str) -> list[int] | None:
-    """Size and time of change of a picture, which another one of its name has not; None if it is not there."""
+    """Size and time of change of a picture, which another one of its name does not have; None if it is not there."""
     try:
         status = os.stat(os.path.expanduser(name))
     except OSError:
@@ -56,7 +56,7 @@ class FeatureFile:
     Args:
         target: Ends in ``.npy`` (with the names of the pictures in a ``.json`` beside it) or ``.npz`` (arrays
             ``features`` and ``files``).
-        names: Of the pictures, one a row.
+        names: Of the pictures, one per row.
         shape: Of a row.
         settings: What the rows depend on, as JSON. Rows that were made with others are not continued.
         overwrite: Replace ``target``, and start anew instead of refusing rows of other settings.

@@ -13,7 +13,8 @@ from res2net_jax import files, stablehlo
 from res2net_jax.checks import natural
 from res2net_jax.features import FeaturePyramid, backbone_of
 from res2net_jax.hub import import_porting
-from res2net_jax.init import is_in_train_mode, require_model
+from res2net_jax.init import require_model
+from res2net_jax.layers import is_in_train_mode
 from res2net_jax.model import Res2Net
 from res2net_jax.preprocess import known_setting
 from res2net_jax.variants import Preprocessing
@@ -48,7 +49,7 @@ def export(
     Args:
         model: In eval mode; also one of ``features_only=True``.
         file: The file; it appears whole or not at all.
-        dtype: For ``.stablehlo`` the computation type, float32 (the default) or bfloat16.
+        dtype: For ``.stablehlo`` the computation type, float32 or bfloat16; by default the model's own, else float32.
         size: Of the images, one number or height and width; by default the model's own.
         uint8: Take pictures in uint8, RGB from 0 to 255, and normalise them inside.
         weights_beside: For ``.stablehlo``: keep the weights in ``.weights.safetensors`` beside it; they are its first

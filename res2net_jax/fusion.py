@@ -13,8 +13,8 @@ from res2net_jax import alignment, backend, convolution, microbatch, per_core
 from res2net_jax.checks import require_array
 from res2net_jax.features import FeaturePyramid
 from res2net_jax.folding import fold
-from res2net_jax.init import is_in_train_mode, require_model, variables
-from res2net_jax.layers import BatchNorm, Conv, Linear
+from res2net_jax.init import require_model, variables
+from res2net_jax.layers import BatchNorm, Conv, Linear, is_in_train_mode
 from res2net_jax.model import Res2Net
 
 
@@ -83,8 +83,12 @@ def compile(
 
     Raises:
         ValueError: ``model`` is in train mode. What is returned raises what a call of the model does.
+        TypeError: ``model`` is neither; or a pyramid of a class of your own with another ``__call__``.
     """
     if isinstance(model, FeaturePyramid):
+        if type(model).__call__ is not FeaturePyramid.__call__:
+            kind = type(model).__name__
+            raise TypeError(f"{kind} has a __call__ of its own, which compile would not run; use jax.jit(fuse(model))")
         return compile_function(_maps_at(model.out_indices), model.backbone)
     return compile_function(type(model).__call__, model)
 

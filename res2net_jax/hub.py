@@ -20,7 +20,7 @@ from res2net_jax.features import FeaturePyramid
 from res2net_jax.init import initialize
 from res2net_jax.metadata import is_checkpoint
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import VARIANTS, get_variant
+from res2net_jax.variants import TAG, VARIANTS, get_variant
 
 # What to port a release raises; the first that fits.
 _RAISED = (ValueError, FileNotFoundError, PermissionError, ConnectionError, ImportError)
@@ -63,7 +63,7 @@ def create(
         in_chans=in_chans,
         dtype=dtype,
         param_dtype=param_dtype,
-        name=name,
+        name=variant.name,
     )
     return _as_asked(initialize(model, rngs, zero_init_last=zero_init_last), features_only, out_indices)
 
@@ -79,6 +79,7 @@ def load(
     num_classes: int | None = None,
     in_chans: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
+    rngs: int | nnx.Rngs | jax.Array = 0,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     **arch,
@@ -103,7 +104,9 @@ def load(
         param_dtype: Type of the weights; by default as stored (float32).
         num_classes: Another number than the checkpoint's gives a fresh classifier, 0 none.
         in_chans: Another number than 3 fits the first convolution (:func:`res2net_jax.adapt.fit_first_conv`).
-        sharding: Where the arrays go, e.g. ``NamedSharding(mesh, PartitionSpec())``; default: the first device.
+        sharding: Where the arrays go, and stay, e.g. ``NamedSharding(mesh, PartitionSpec())``; by default to JAX's
+            default device, from which they follow other arrays.
+        rngs: Seed of a fresh classifier, as of :func:`create`.
         features_only: Make it a :class:`FeaturePyramid`: a list of maps instead of logits.
         out_indices: Which maps; by default all five.
         **arch: Fields of :class:`Arch` to change, e.g. ``output_stride=8``; the weights must still fit. With
@@ -121,6 +124,7 @@ def load(
         "dtype": dtype,
         "param_dtype": param_dtype,
         "sharding": sharding,
+        "rngs": rngs,
         "arch": arch,
     }
     if is_folder(name_or_folder):
@@ -238,7 +242,7 @@ def local_folder(folder: str | os.PathLike, cache_dir: str | os.PathLike | None 
 
 
 def _require_no_address(folder):
-    """FileNotFoundError for what is no folder, but a URL or in timm an address."""
+    """FileNotFoundError for what is not a folder, but a URL or in timm an address."""
     if re.match("https?://", os.fspath(folder)):
         raise FileNotFoundError(f"there is no folder {folder}; weights at an address are load(NAME, source=ADDRESS)")
     match = re.fullmatch(r"(?:hf[-_]hub:(?=[\w-]+/)|(?=timm/))([\w-]+/[\w.-]+)", os.fspath(folder))
@@ -252,8 +256,8 @@ def _require_no_address(folder):
 def is_folder(name_or_folder) -> bool:
     if not isinstance(name_or_folder, str | os.PathLike) or not os.fspath(name_or_folder):
         raise ValueError(f"expected a model name or a checkpoint folder; got {name_or_folder!r}")
-    if isinstance(name_or_folder, str) and name_or_folder in VARIANTS:  # also where a folder is called so
-        return False
+    if str(name_or_folder).removesuffix(TAG) in VARIANTS and isinstance(name_or_folder, str):
+        return False  # also where a folder is called so
     path = Path(name_or_folder)
     if path.expanduser().is_file():
         raise ValueError(

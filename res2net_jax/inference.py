@@ -88,6 +88,11 @@ def classify(
 
 def likeliest(logits: Float[Array, "b k"], names: Sequence[str], top_k: int) -> list[list[Prediction]]:
     """The ``top_k`` likeliest classes of each row of ``logits``, likeliest first."""
+    if logits.shape[-1] != len(names):
+        raise ValueError(
+            f"this model gives {logits.shape[-1]} values per image, and is said to have {len(names)} classes; "
+            "model.reset_classifier(N) replaces a classifier"
+        )
     return _name(names, *_top(logits, top_k))
 
 

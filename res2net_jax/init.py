@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from res2net_jax.checks import natural
-from res2net_jax.layers import BatchNorm
+from res2net_jax.features import FeaturePyramid
 from res2net_jax.model import Res2Net
 
 
@@ -23,15 +23,11 @@ def require_model(model: Res2Net) -> None:
     if not isinstance(model, Res2Net):
         kind = type(model).__name__
         hint = ""
-        if hasattr(model, "backbone"):
+        if isinstance(model, FeaturePyramid):
             hint = ", which was cut to a backbone; load it without features_only=True, or pass its .backbone"
+        elif isinstance(model, nnx.Module):
+            hint = ", a module of another class; pass the Res2Net within it"
         raise TypeError(f"expected a Res2Net; got a {kind}{hint}")
-
-
-def is_in_train_mode(model: Res2Net) -> bool:
-    """Whether any of its norms goes by the batch."""
-    norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
-    return not all(norm.folded or norm.use_running_average for norm in norms)
 
 
 def seed_of(rngs: int | nnx.Rngs | jax.Array) -> int:

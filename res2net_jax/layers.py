@@ -71,6 +71,15 @@ class Conv(nnx.Module):
             out = convolve(x, kernel, stride=self.stride, dilation=self.dilation, groups=self.groups)
         return out if bias is None else out + bias
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What ``flax.nnx.view`` calls.
+
+        Args:
+            deterministic: if True, convolves as is fastest without gradients.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def weights(self, dtype: jnp.dtype) -> tuple[Float[Array, "k k i2 o2"], Float[Array, " o2"] | None]:
         """Kernel and bias as it computes with them: in ``dtype``, their splits padded (``res2net_jax.alignment``)."""
         to, (before, after) = alignment.multiple(dtype), self.splits
@@ -121,6 +130,15 @@ class BatchNorm(nnx.Module):
             x = self._in_groups(x)
             y = _normalize(x, *self._batch_statistics(lax.stop_gradient(x)), scale, bias, self.eps)
         return y.astype(out_dtype).reshape(shape)
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """What ``flax.nnx.view`` calls.
+
+        Args:
+            use_running_average: if True, normalises by the running statistics, not by the batch's.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
 
     def _padded(self, weights, x):
         """``weights`` in the type of ``x``, with as many zeros in each split (``res2net_jax.alignment``)."""
@@ -226,6 +244,12 @@ def _normalize_jvp(eps, primals, tangents):
 def _rows(x):
     """[g, n, h, w, c] as [g, n, h * w, c]."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def is_in_train_mode(module: nnx.Module) -> bool:
+    """Whether any of its norms goes by the batch."""
+    norms = [part for _, part in nnx.iter_modules(module) if isinstance(part, BatchNorm)]
+    return not all(norm.folded or norm.use_running_average for norm in norms)
 
 
 class Linear(nnx.Module):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from res2net_jax import microbatch
 from res2net_jax.activations import Activation
 from res2net_jax.arch import EXPANSION, Arch, override
-from res2net_jax.blocks import Bottle2neck, call_block, run
+from res2net_jax.blocks import Bottle2neck, call_block, checkpointed, run
 from res2net_jax.checks import floating, natural, one_a_class, require_images
 from res2net_jax.drop import Dropout
 from res2net_jax.feature_info import FeatureInfo
@@ -25,7 +25,9 @@ from res2net_jax.variants import Preprocessing
 
 
 class Res2Net(nnx.Module):
-    """A Res2Net, and a pytree: pass it to jax.jit, jax.grad or jax.device_put as it is; to train, see :meth:`train`.
+    """A Res2Net, and a pytree: pass it to jax.jit, jax.vmap or jax.device_put as it is; to train, see :meth:`train`.
+
+    For gradients use ``nnx.grad``, which is by the parameters; ``jax.grad`` is by all arrays, running statistics too.
 
     The constructor only describes the model: its leaves are ``jax.ShapeDtypeStruct``.
     :func:`res2net_jax.create` fills them with fresh weights, :func:`res2net_jax.load` with trained ones.
@@ -38,7 +40,7 @@ class Res2Net(nnx.Module):
             stay float32 (float64 in a float64 model).
         param_dtype: Type of the weights.
         name: The variant this model is or descends from.
-        class_names: One name a class, if they are not ImageNet's. May be set later, to any names of that number.
+        class_names: One name per class, if they are not ImageNet's. May be set later, to any names of that number.
         preprocessing: How pictures become images, if not as published for ``name``. May be set later.
 
     Attributes:
@@ -154,7 +156,7 @@ class Res2Net(nnx.Module):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """One name a class; None for ImageNet's, or for none."""
+        """One name per class; None for ImageNet's, or for none."""
         return self._class_names
 
     @class_names.setter
@@ -243,12 +245,16 @@ class Res2Net(nnx.Module):
         class_names: Sequence[str] | None = None,
     ) -> None:
         """Replaces the classifier by a fresh one of ``num_classes`` (0: by none), and the pooling if one is given."""
-        from res2net_jax.init import initialize, seed_of
+        from res2net_jax.init import initialize, seed_of, variables
 
         seed = seed_of(rngs)  # a bad one leaves the model as it is
         arch = self.arch if global_pool is None else override(self.arch, global_pool=global_pool)
         self._set_classifier(num_classes, class_names, arch)
         initialize(self, seed, only="fc.")
+        first = jax.tree.leaves(self.conv1)[0]
+        if self.fc is not None and getattr(first, "committed", False) and first.is_fully_replicated:
+            for leaf in variables(self.fc).values():
+                leaf.set_value(jax.device_put(leaf.get_value(), first.sharding))
 
     def _set_classifier(self, num_classes, class_names, arch):
         num_classes = natural("num_classes", num_classes)
@@ -264,7 +270,7 @@ class Res2Net(nnx.Module):
         return self.act1(self.bn1(run(self.conv1, x)))
 
     def _stage(self, blocks, keys, x):
-        run_block = nnx.remat(self.call_block) if self.grad_checkpointing else self.call_block
+        run_block = checkpointed(self.call_block) if self.grad_checkpointing else self.call_block
         for block, key in zip(blocks, keys):
             x = run_block(block, x, key)
         return x

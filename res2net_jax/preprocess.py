@@ -56,7 +56,7 @@ def preprocess(
     Returns:
         A function from a path, the bytes of a picture file, a PIL image, or RGB or grey values in uint8 [h, w, 3] or
         [h, w] to a float32 array [size, size, channels]. Files are turned upright by their EXIF orientation; other
-        pictures are taken as they are. It raises ValueError for a file that is no picture, FileNotFoundError for one
+        pictures are taken as they are. It raises ValueError for a file that is not a picture, FileNotFoundError for one
         that is not there.
 
     Raises:

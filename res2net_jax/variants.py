@@ -272,12 +272,15 @@ _TABLE = (
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}
 
 
+TAG = ".in1k"  # in timm's names, of weights trained on ImageNet-1k: the only ones there are
+
+
 def get_variant(name: str) -> Variant:
-    """The variant called ``name``; ValueError that suggests the nearest names if there is none."""
+    """The variant called ``name``, or in timm ``name.in1k``; ValueError that suggests the nearest ones if none is."""
     if not isinstance(name, str):
         raise ValueError(f"expected the name of a model, such as {next(iter(VARIANTS))}; got a {type(name).__name__}")
-    if name in VARIANTS:
-        return VARIANTS[name]
+    if name.removesuffix(TAG) in VARIANTS:
+        return VARIANTS[name.removesuffix(TAG)]
     near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(VARIANTS)}"
     raise ValueError(f"no model is called {name!r}; {hint}")

@@ -9,6 +9,8 @@ import threading
 
 import pytest
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
 
 @dataclasses.dataclass
 class Server:
@@ -28,7 +30,8 @@ class Server:
     requests: list[tuple[str, str, str | None]] = dataclasses.field(default_factory=list)
 
     def add_to_hub(self, repo, content, file="model.safetensors"):
-        self.files[f"/{repo}/resolve/main/{file}"] = content
+        for revision in ("main", COMMIT):
+            self.files[f"/{repo}/resolve/{revision}/{file}"] = content
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def server():
             self.send_header("ETag", f'"{digest}"')
             self.send_header("X-Linked-ETag", f'"{digest}"')
             self.send_header("X-Linked-Size", str(len(content)))
-            self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+            self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")
             self.end_headers()
             if not body:

@@ -67,7 +67,7 @@ def explain(
     check_alpha(alpha)
     output = output.expanduser()
     if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{output} is no folder; --output names the folder for the PNGs")
+        raise NotADirectoryError(f"{output} is not a folder; --output names the folder for the PNGs")
     once = {os.path.abspath(picture): picture for picture in find_pictures(inputs)}
     targets = {picture: output / name for picture, name in png_names([*once.values()]).items()}
     originals = {os.path.realpath(picture) for picture in targets}

@@ -26,8 +26,8 @@ def export(
 ) -> None:
     """python -m res2net_jax export res2net50d model.onnx --uint8
 
-    Writes a model for other programs. The file is run and compared with the model first, and not kept if it computes
-    something else.
+    Writes a model for other programs. A StableHLO or ONNX program is run on the CPU and compared with the model first,
+    and not kept if it computes something else.
 
     Args:
         file: FILE.stablehlo (JAX on cpu, cuda and tpu), FILE.onnx, or FILE.pth and FILE.safetensors for timm.

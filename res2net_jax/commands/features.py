@@ -29,8 +29,9 @@ def features(
 ) -> int:
     """python -m res2net_jax features res2net50d holidays/ --output holidays.npy
 
-    Writes the features of pictures, a row a picture, in the order of the files. A run that was cut off goes on when it
-    is repeated, to the same bytes. A picture that cannot be read is a row of NaN, and named at the end.
+    Writes the features of pictures, one row per picture, in the order of the files. A run that was cut off continues
+    when it is repeated, to the same bytes (on a GPU, to rounding). A picture that cannot be read is a row of NaN, and
+    named at the end.
 
     Exit code: 0 done; 1 with --strict, if a picture cannot be read; 2 a mistake, or no picture can be read; 130
     interrupted.

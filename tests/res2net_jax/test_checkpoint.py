@@ -392,6 +392,23 @@ def test_leftovers_of_a_killed_writer_are_cleared(model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".m.lock", "m"]
 
 
+def test_an_overwrite_that_is_interrupted_keeps_what_was_there(model, tmp_path, monkeypatch):
+    folder = res2net_jax.save(model, tmp_path / "m")
+    other = res2net_jax.create("res2net50_26w_4s", num_classes=5, rngs=1, **SMALL)
+    rename = os.rename
+
+    def interrupted(source, target):
+        if os.path.basename(source) == "new":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        res2net_jax.save(other, folder, overwrite=True)
+    assert same(res2net_jax.load(folder), model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".m.lock", "m"]
+
+
 def test_variables_are_in_the_model(model):
     variables(model)["fc.bias"].set_value(jnp.arange(5.0))
     assert np.array_equal(model.fc.bias[...], np.arange(5.0))

@@ -163,7 +163,7 @@ def test_outputs_in_the_home_folder(run, folder, pictures, tmp_path, monkeypatch
         (["explain", "MODEL", "PICTURES", "--output", "OUT", "--class", "crane"], "index of one: 1 (crane), 2 (crane)"),
         (["explain", "MODEL", "PICTURES", "--output", "OUT", "--stage", "layer3"], "has act1, layer1, layer2"),
         (["explain", "MODEL", "PICTURES", "--output", "OUT", "--alpha", "2"], "alpha is a weight from 0 to 1"),
-        (["explain", "MODEL", "PICTURES", "--output", __file__], "is no folder; --output names the folder"),
+        (["explain", "MODEL", "PICTURES", "--output", __file__], "is not a folder; --output names the folder"),
         (["explain", "MODEL", "PICTURES"], "--output"),
         (["explain", "MODEL", "PICTURES", "--output", "OUT", "--method", "cam"], "gradcam++"),
         (["list", "vgg*"], "no model matches 'vgg*'"),
