@@ -39,6 +39,9 @@ def twin(arch: Arch, *, num_classes: int, in_chans: int):
     import torch
     from timm.layers import BlurPool2d, get_attn
 
+    if sum(arch.layers) == 1:  # it divides by the number of blocks less one
+        raise ValueError("timm, which writes .onnx files and certifies ports, makes no model of a single block")
+
     class BlurPoolConstant(BlurPool2d):
         def __init__(self, **options):
             super().__init__(pad_mode="constant", **options)

@@ -9,6 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 import porting
 import res2net_jax
+from porting import __main__ as command_line
+from porting import parity
 from porting.parity import SIZES, STAGES, certify
 from res2net_jax.metadata import read_metadata
 
@@ -115,6 +117,14 @@ def test_a_classifier_of_zeros_is_certified_and_weights_that_overflow_are_not(we
         certify(NAME, weights | huge)
 
 
+def test_a_model_that_gives_nan_is_not_certified(monkeypatch):
+    small = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
+    weights = porting.state_dict(res2net_jax.create(NAME, **small))
+    monkeypatch.setattr(parity, "_stages", lambda model, images: [np.nan] * len(STAGES))
+    with pytest.raises(ValueError, match="does not agree with timm in float64 and float32"):
+        certify(NAME, weights, **small)
+
+
 def test_timm_has_no_model_of_two_stages(tmp_path):
     shape = {"layers": (1, 1), "channels": (16, 32)}
     file = res2net_jax.export(res2net_jax.create(NAME, **shape).eval(), tmp_path / "mine.safetensors")
@@ -185,6 +195,25 @@ def test_command_line(safetensors_file, tmp_path, photos):
 
     exported = run("porting", "export", str(tmp_path / "m"), str(tmp_path / "out.safetensors"))
     assert exported.stdout.strip() == str(tmp_path / "out.safetensors")
+
+
+def test_several_models_of_which_one_fails(tmp_path, monkeypatch, capsys):
+    """Each has a folder of its own, and the failure stops no other."""
+
+    def port(name, source, output, verify, *, overwrite, **options):
+        if name == "res2net50d":
+            raise ConnectionError("no network")
+        return res2net_jax.save(res2net_jax.create(name, layers=(1,), channels=(8,)), output, overwrite=overwrite)
+
+    monkeypatch.setattr(command_line, "port", port)
+    names = ("res2net50_14w_8s", "res2net50d", "res2net50_48w_2s")
+    with pytest.raises(ValueError, match="1 of 3 models were not ported: res2net50d"):
+        command_line.command([*names, "--output", str(tmp_path), "--force"])
+    printed = capsys.readouterr()
+    assert "error: res2net50d: no network" in printed.err.splitlines()
+    ported = [row.split() for row in printed.out.splitlines()[1:]]
+    assert [(name, folder) for name, *_, folder in ported] == [(name, str(tmp_path / name)) for name in names[::2]]
+    assert [res2net_jax.load(tmp_path / name).name for name in names[::2]] == [*names[::2]]
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,14 @@ def test_a_file_that_computes_something_else_is_not_kept(model, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_computes_nan_is_not_kept(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(stablehlo, "write", lambda model, file, **options: file.touch())
+    monkeypatch.setattr(stablehlo, "load", lambda file: lambda images: np.full((len(images), 10), np.nan))
+    with pytest.raises(ValueError, match="its outputs are nan of the largest one away .* it was not kept"):
+        res2net_jax.export(model, tmp_path / "m.stablehlo", size=32)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["m.pth", "m.safetensors", "m.stablehlo"])
 def test_a_full_disk_leaves_nothing(model, tmp_path, name):
     (tmp_path / name).write_text("before")
@@ -260,3 +268,10 @@ def test_what_cannot_be_exported(model, tmp_path, monkeypatch):
         export(tmp_path / "m.weights.safetensors" / "m.safetensors")
     assert {path.name for path in tmp_path.iterdir()} == {"f.pth", "m.weights.safetensors"}
     assert formats.SUFFIXES[0] == stablehlo.SUFFIX
+
+
+def test_a_model_of_a_single_block_has_no_onnx(tmp_path):
+    model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,)).eval()
+    with pytest.raises(ValueError, match="no model of a single block"):
+        res2net_jax.export(model, tmp_path / "model.onnx", size=32)
+    assert not any(tmp_path.iterdir())

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from beside_torch import difference, nchw
 from flax import nnx
 
 import res2net_jax
@@ -34,6 +36,19 @@ def test_a_stem_by_depth(size, features):
     x, kernel = normal(2, 10, 14, features), normal(size, size, features, 5, seed=1)
     plain = convolution.direct(x, kernel, stride=2, dilation=1, groups=1)
     equal(convolution.by_depth(x, kernel), plain)
+
+
+@pytest.mark.parametrize(
+    ("sides", "features", "size", "stride"),
+    [((11, 14), 3, 7, 2), ((10, 13), 3, 3, 2), ((5, 30), 14, 3, 1), ((5, 29), 28, 3, 1)],
+    ids=["a stem of odd height", "of odd width", "a map of no whole fours of columns", "of no whole pairs"],
+)
+def test_sides_that_the_ways_of_a_gpu_do_not_divide(as_on_a_gpu, sides, features, size, stride):
+    x, kernel = normal(2, *sides, features), normal(size, size, features, 5, seed=1)
+    ours = convolution.direct(x, kernel, stride=stride, dilation=1, groups=1)
+    weights = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1))
+    theirs = torch.nn.functional.conv2d(nchw(np.asarray(x)), weights, stride=stride, padding=size // 2)
+    assert difference(ours, theirs) < 1e-12
 
 
 @pytest.mark.parametrize("columns", [2, 4])
@@ -137,9 +152,15 @@ def test_a_compiled_model(model, width, request):
 
 
 def test_sixteen_bit_weights_and_float32_images(monkeypatch):
+    """The answer is in float32, of weights that were rounded to 16 bits again after their norms were folded in."""
+    options = {"layers": (2,), "channels": (64,), "num_classes": 10, "zero_init_last": False}
+    model = res2net_jax.create("res2net50_14w_8s", param_dtype=jnp.bfloat16, **options).eval()
+    images = normal(1, 32, 32, 3).astype(jnp.float32)
+    plain = jax.jit(lambda model, images: model(images))(model, images)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    model = res2net_jax.create("res2net50_14w_8s", param_dtype=jnp.bfloat16, layers=(2,), channels=(64,)).eval()
-    assert jnp.isfinite(res2net_jax.compile(model)(jnp.ones((1, 32, 32, 3), jnp.float32))).all()
+    ours = res2net_jax.compile(model)(images)
+    assert ours.dtype == jnp.float32
+    equal(ours, plain, tolerance=2**-8)
 
 
 def test_cost_is_of_the_channels_that_there_are(monkeypatch):

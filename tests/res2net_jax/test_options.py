@@ -7,11 +7,9 @@ import pytest
 import torch
 from flax import nnx
 from timm.layers import BlurPool2d, get_attn
-from timm.layers.drop import drop_block_2d
 
 import porting
 import res2net_jax
-from res2net_jax.drop import DropBlock, Dropout, DropPath
 from res2net_jax.groups import layer_scales
 
 SMALL = {"layers": (2, 1, 2, 2), "channels": (8, 16, 16, 24), "base_width": 32}
@@ -235,18 +233,6 @@ def test_an_option_of_timm_that_is_another_here(option, hint):
 DROPS = {"drop_rate": 0.3, "drop_path_rate": 0.4, "drop_block_rate": 0.2}
 
 
-def test_train_mode_with_drops_needs_a_key_and_is_reproducible():
-    model = res2net_jax.create("res2net50_26w_4s", zero_init_last=False, **SMALL, **DROPS)
-    x = jnp.asarray(noise(2, 64, 64, 3), "float32")
-    with pytest.raises(ValueError, match="needs a random key"):
-        model(x)
-    run = nnx.jit(lambda model, x, key=None: model(x, key))
-    a, b, c = (run(model, x, jax.random.key(seed)) for seed in (1, 1, 2))
-    assert np.array_equal(a, b) and not np.allclose(a, c)
-    model.eval()
-    assert np.array_equal(run(model, x), run(model, x, jax.random.key(1)))
-
-
 def test_rates_equal_timm(x64):
     reference = timm_twin(DROPS)
     model = ours(DROPS)
@@ -263,42 +249,6 @@ def test_rates_equal_timm(x64):
                 theirs.drop_block.gamma_scale,
             )
     assert model.head_drop.rate == reference.drop_rate
-
-
-def test_dropout_and_drop_path_keep_the_mean():
-    x = jnp.ones((4000, 1, 1, 8))
-    out = np.asarray(DropPath(0.3)(x, jax.random.key(0)))
-    assert set(np.unique(out)) == {0, np.float32(1 / 0.7)} and (out == out[..., :1]).all()
-    assert out.mean() == pytest.approx(1, abs=5 * np.sqrt(0.3 / 0.7 / 4000))
-    out = np.asarray(Dropout(0.3)(x, jax.random.key(0)))
-    assert not (out == out[..., :1]).all()
-    assert out.mean() == pytest.approx(1, abs=5 * np.sqrt(0.3 / 0.7 / 32000))
-
-
-@pytest.mark.parametrize(("block_size", "size"), [(3, 14), (5, 14), (5, 4), (3, 2), (7, 20)])
-def test_drop_block_drops_what_timm_drops(block_size, size, monkeypatch):
-    """With the same seeds, the same squares and the same scale."""
-    seeds = np.random.default_rng(block_size).uniform(size=(16, size, size)) < 0.03
-    monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda self, p: self.copy_(torch.from_numpy(seeds[:, None])))
-    expected = drop_block_2d(torch.ones(16, 3, size, size), 0.1, block_size, 0.25).numpy().transpose(0, 2, 3, 1)
-    probabilities = []
-
-    def bernoulli(key, p, shape):
-        probabilities.append(p)
-        return jnp.asarray(seeds[..., None])
-
-    monkeypatch.setattr(jax.random, "bernoulli", bernoulli)
-    drop = DropBlock(0.1, block_size=block_size, gamma_scale=0.25)
-    assert np.allclose(drop(jnp.ones((16, size, size, 3)), jax.random.key(0)), expected, rtol=1e-6)
-    window = min(block_size, size)
-    assert probabilities == [pytest.approx(0.25 * 0.1 * size**2 / window**2 / (size - window + 1) ** 2)]
-
-
-def test_drop_block_drops_its_share():
-    drop = DropBlock(0.1, block_size=3, gamma_scale=1.0)
-    out = np.asarray(drop(jnp.ones((200, 28, 28, 1)), jax.random.key(0)))
-    assert (out == 0).mean() == pytest.approx(0.1, abs=0.02)
-    assert out.mean() == pytest.approx(1, abs=1e-4)
 
 
 def test_checkpointed_gradients_are_the_same(x64):

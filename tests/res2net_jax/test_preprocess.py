@@ -175,6 +175,15 @@ def test_of_a_strip_only_what_is_seen_is_resized(size, monkeypatch):
     assert sizes == [(224, 224)]
 
 
+def test_a_strip_that_is_padded_to_the_crop_equals_timm(photos, monkeypatch):
+    monkeypatch.setattr(sys.modules[resize_and_crop.__module__], "_MOST_PIXELS", 1000)
+    setting = Preprocessing(size=224, crop_pct=2.0)
+    reference = timm.data.create_transform(input_size=(3, 224, 224), crop_pct=2.0, interpolation="bilinear")
+    for size in ((3, 300), (400, 5)):
+        strip = Image.open(photos[0]).resize(size)
+        assert np.array_equal(preprocess(setting)(strip), reference(strip).numpy().transpose(1, 2, 0))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

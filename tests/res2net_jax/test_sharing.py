@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from hub_server import TOKEN, commit_sha
+from PIL import Image
 
 import porting.export
 import res2net_jax
@@ -25,7 +26,8 @@ TINY = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "scale": 3, "num_cl
 def model():
     model = res2net_jax.create("res2net50_26w_4s", **TINY).eval()
     model.reset_classifier(2, class_names=["chat écaille", "dog"])
-    model.preprocessing = Preprocessing(size=64, mean=(0.4, 0.5, 0.6))
+    colours = {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
+    model.preprocessing = Preprocessing(size=64, crop_pct=0.9, interpolation="bicubic", **colours)
     return model
 
 
@@ -68,12 +70,15 @@ def test_a_branch_and_a_private_repository(hub_server, model):
         res2net_jax.load("hf://me/secret")
 
 
-def test_timm_loads_what_was_pushed(hub_server, model, tmp_path):
+def test_timm_loads_what_was_pushed(hub_server, model, photos, tmp_path):
     import timm
 
     res2net_jax.push_to_hub(model, "me/cats", token=TOKEN)
     theirs = timm.create_model("hf-hub:me/cats", pretrained=True, cache_dir=str(tmp_path / "timm")).eval()
-    assert theirs.pretrained_cfg["mean"] == [0.4, 0.5, 0.6] and theirs.pretrained_cfg["label_names"][1] == "dog"
+    assert theirs.pretrained_cfg["label_names"][1] == "dog"
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=theirs))
+    expected = transform(Image.open(photos[0])).numpy().transpose(1, 2, 0)
+    assert np.array_equal(res2net_jax.preprocess(model)(photos[0]), expected)
     x = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype("float32")
     with torch.inference_mode():
         expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
