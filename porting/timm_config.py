@@ -39,7 +39,8 @@ def apply(config: dict[str, Any], arch: Arch, given: Sequence[str]) -> Arch:
     Raises:
         ValueError: An option that no model of ours has, such as another norm.
     """
-    others = ("num_classes", "in_chans", *given)  # which the weights' shapes tell
+    # The first two the weights' shapes tell, and the third is for fresh ones.
+    others = ("num_classes", "in_chans", "zero_init_last", *given)
     try:
         options = {"global_pool": config.get("global_pool"), **(config.get("model_args") or {})}
         options |= options.pop("block_args", None) or {}

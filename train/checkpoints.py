@@ -7,13 +7,14 @@ batch depends on nothing but the seed and the step. The metadata holds the confi
 checksum of all arrays, since Orbax itself does not notice a flipped bit; and one of each of the model's, for ``load``.
 """
 
+import contextlib
+import functools
 import logging
 import sys
 import time
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from res2net_jax import command_line
@@ -71,28 +72,31 @@ class Checkpoints:
             state: A state of the shapes, dtypes and shardings to restore.
 
         Raises:
-            ValueError: The checkpoints are of another config, model, data or format, or all of them are damaged.
+            ValueError: The checkpoints are of another config, model, data or format, or none of them can be read.
+            OSError: One cannot be read just now, which is no damage; all of them are left as they were.
         """
         together(lambda: run_folder.put_right(self.folder))
         # Process 0's, for a file server may show another host an older listing.
         steps = of_the_first(together(lambda: [*run_folder.saved_in(self.folder)]))
         run_folder.wait_until_visible(self.folder, steps)
-        _wait_for_all()  # or a slow process would not see what another one has set aside
-        for number, step in enumerate(steps):
-            metadata, problem = self._metadata(step)
-            if problem is None:
-                together(lambda found=metadata: self._require_same_run(found))
-                restored, problem = self._load(step, metadata["train"], state)
-            if problem is None:
-                return restored, metadata["train"]
-            if number + 1 == len(steps):
-                raise ValueError(
-                    f"no checkpoint in {self.folder} can be read, the oldest because: {problem}; "
-                    "give another --output to start anew"
-                )
-            _warn(f"checkpoint {step} is damaged: {problem}. Going back to checkpoint {steps[number + 1]}")
-            run_folder.mark_damaged(self.folder, step)
-            _wait_for_all()
+        damaged = {}
+        for step in steps:
+            restored, problem = self._read(step, state)
+            if problem:
+                restored, problem = self._read(step, state)  # a disk or a network may have erred once
+            if restored:
+                # Only now: what no checkpoint passes is the fault of something else, such as another version of Optax.
+                for other, problem in damaged.items():
+                    _warn(f"checkpoint {other} is damaged: {problem}. Going back to checkpoint {step}")
+                    together(functools.partial(run_folder.mark_damaged, self.folder, other))
+                return restored
+            damaged[step] = problem
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {self.folder} can be read, the newest because: {damaged[steps[0]]}; they are left "
+                "as they were. If packages have changed since they were saved, install those again; else give another "
+                "--output to start anew"
+            )
         return None
 
     def due(self, step: int) -> bool:
@@ -125,7 +129,7 @@ class Checkpoints:
                 "examples": self._examples,
                 "checksums": self._checksums,
                 "evaluation": evaluation,
-                "window": list(window),  # written when the arrays are, while the run goes on
+                "window": list(window),  # written when the arrays are, while the run continues
                 "fingerprint": int(self._fingerprint(items)),
             },
         }
@@ -165,18 +169,26 @@ class Checkpoints:
         """Waits for the save under way and lets go of everything; also where this process alone has failed."""
         if problem := self._problem():
             _warn(f"the last checkpoint could not be saved: {problem}")
-            command_line.abandon_threads()
+            self._abandon()
         self._forget()
         if jax.process_index() == 0:
             for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):  # of failed saves
                 remove_tree(leftover)
-        run_folder.put_back(self.folder)
+        with contextlib.suppress(OSError):  # the next start tries again
+            run_folder.put_back(self.folder)
 
     def _forget(self):
         """Closes Orbax's checkpointer, which remembers what is in the folder; the next save opens another one."""
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
+
+    def _abandon(self):
+        """Drops the checkpointer of a save that failed. Closing it would raise the same again."""
+        # It may take the save for done and delete an older one in its favour.
+        self._checkpointer = None
+        # And some of its threads wait, up to 20 minutes, for a word from those that failed.
+        command_line.abandon_threads()
 
     def _saved(self, step):
         """Whether the state after ``step`` is there already: what it holds is decided by the step alone."""
@@ -191,14 +203,11 @@ class Checkpoints:
         if not everywhere(problem is None):
             _warn(
                 f"the checkpoint could not be saved: {problem or 'another process failed'}. "
-                "Training goes on from memory, and saving is tried again; earlier checkpoints are untouched"
+                "Training continues from memory, and saving is tried again; earlier checkpoints are untouched"
             )
-            # A checkpointer whose save failed may take it for done and delete an older one in its favour.
-            self._checkpointer = None
-            # And some of its threads wait, up to 20 minutes, for a word from those that failed.
-            command_line.abandon_threads()
+            self._abandon()
             return False
-        run_folder.put_back(self.folder)
+        together(lambda: run_folder.put_back(self.folder))
         return True
 
     def _problem(self):
@@ -211,36 +220,36 @@ class Checkpoints:
             return first_line(error)
         return None
 
-    def _metadata(self, step):
-        found, problem = None, None
-        try:
-            found = stored_metadata(self.folder / str(step))
-            found["train"]["config"]  # of a trainer's checkpoint
-        except Exception as error:
-            problem = f"its metadata cannot be read ({first_line(error)})"
-        if not everywhere(problem is None):
-            problem = problem or "another process cannot read its metadata"
-        return found, problem
+    def _read(self, step, state):
+        """What :meth:`restore` gives, of the checkpoint of ``step``, and None; or None, and how it is damaged."""
+        folder = self.folder / str(step)
+        metadata, problem = run_folder.read(folder, "its metadata", lambda: _metadata(folder))
+        if problem:
+            return None, problem
+        together(lambda: self._require_same_run(metadata))
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), to_items(state))
+        items, problem = run_folder.read(folder, "it", lambda: ocp.load_checkpointables(folder, target))
+        if problem:
+            return None, problem
+        if int(self._fingerprint(items)) != metadata["train"]["fingerprint"]:
+            return None, "its arrays are not those that were saved (checksum)"
+        return (from_items(items, state), metadata["train"]), None
 
     def _require_same_run(self, metadata):
-        require_format(metadata, self.folder)
-        run = {"config": self.config, "examples": self._examples, "checksums": self._checksums}
-        require_same_run(metadata, self._description, run, self.folder.parent)
+        # Process 0's word counts: the pictures, on which all have agreed, may lie elsewhere on another host.
+        if jax.process_index() == 0:
+            require_format(metadata, self.folder)
+            run = {"config": self.config, "examples": self._examples, "checksums": self._checksums}
+            require_same_run(metadata, self._description, run, self.folder.parent)
         # Those of weights that are gone are lacking.
         self._checksums = metadata["train"].get("checksums", {}) | self._checksums
 
-    def _load(self, step, metadata, state):
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), to_items(state))
-        problem = None
-        try:
-            items = ocp.load_checkpointables(self.folder / str(step), target)
-        except Exception as error:
-            problem = f"it cannot be read ({first_line(error)})"
-        if not everywhere(problem is None):
-            return None, problem or "another process cannot read it"
-        if int(self._fingerprint(items)) != metadata["fingerprint"]:
-            return None, "its arrays are not those that were saved (checksum)"
-        return from_items(items, state), None
+
+def _metadata(checkpoint):
+    found = stored_metadata(checkpoint)
+    found["train"]["config"]  # of a trainer's checkpoint
+    found["train"]["fingerprint"]
+    return found
 
 
 class _Failed:
@@ -267,10 +276,6 @@ def _open(folder, keep):
         ),
         cleanup_tmp_directories=True,
     )
-
-
-def _wait_for_all():
-    multihost_utils.sync_global_devices("checkpoints")
 
 
 def _warn(message):

@@ -60,7 +60,7 @@ class Config:
     batch_size: int = 256
     """Images in one optimiser step, over all devices and processes."""
     eval_batch_size: int | None = None
-    """Images in one evaluation step over all devices; by default the training batch."""
+    """Images in one evaluation step over all devices; by default as many as are computed at once in training."""
     workers: int = 0
     """Processes that decode pictures, beside each process of the run; 0 uses threads. It changes nothing but speed."""
     augment: Annotated[Augment, tyro.conf.arg(name="")] = Augment()
@@ -138,6 +138,11 @@ class Config:
         return self.lr * self.batch_size / 256
 
     @property
+    def eval_images(self) -> int:
+        """Images in one evaluation step, over all devices and processes."""
+        return self.eval_batch_size or self.batch_size // self.accumulate
+
+    @property
     def arch(self) -> dict:
         """The architecture fields that are overridden."""
         names = ("layers", "channels", "base_width", "scale", "drop_rate", "drop_path_rate", "drop_block_rate")
@@ -151,7 +156,7 @@ MOST = 2**31 - 1
 def paper() -> Config:
     """The official recipe: SGD, lr / 10 every 30 of 100 epochs, batch 256, BatchNorm over 64 images as on its 4 GPUs.
 
-    The published accuracy of every res2net50_*, res2net101_26w_4s and res2next50 comes from it
+    The published accuracy of every res2net50_* and of res2net101_26w_4s comes from it
     (res2net50_26w_4s: 77.99 % top-1; python -m res2net_jax info NAME prints the others).
     """
     return Config(batchnorm_group=64)

@@ -7,8 +7,10 @@ A minute or so on two cores, without a download, without torch. The folder ``dem
 """
 
 if __name__ == "__main__":  # which starts anew, so before the imports
+    from train.extra import require_extra
     from train.huge_pages import use_huge_pages
 
+    require_extra("train.demo")
     use_huge_pages("train.demo")
 
 import dataclasses
@@ -41,7 +43,7 @@ def demo() -> int:
     """python -m train.demo
 
     Trains a small Res2Net on scikit-learn's digits, loads what it saved, and draws what it learned, in the folder demo.
-    One that was interrupted goes on; one that is done is made anew.
+    One that was interrupted continues; one that is done is made anew.
     """
     run = FOLDER / "run"
     config = dataclasses.replace(RECIPES["digits"](), output=str(run))

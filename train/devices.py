@@ -6,21 +6,24 @@ import os
 import re
 import reprlib
 import sys
+import threading
 import traceback
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, Sharding
 
 from res2net_jax import command_line
-from res2net_jax.files import out_of_memory
+from res2net_jax.files import first_line, out_of_memory
 
 T = TypeVar("T")
+
+PATIENCE = 290  # seconds to wait for the other processes: JAX would wait for 300 and abort
 
 
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -34,6 +37,7 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
 
     Raises:
         ValueError: Some of the three are given and some are not, the address is none, or the cluster does not say it.
+        ConnectionError: The others cannot be reached, or do not come.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
@@ -41,10 +45,10 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
     if all(given):
         if not re.fullmatch(r".+:\d+", coordinator):
             raise ValueError(f"--coordinator is HOST:PORT, such as 10.0.0.1:1234; got {coordinator}")
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        _join(coordinator, num_processes, process_id)
     elif _in_a_cluster(os.environ):
         try:
-            jax.distributed.initialize()
+            _join()
         except ValueError as error:  # Open MPI 5, say
             raise ValueError(
                 f"this is one of several processes, but where process 0 is JAX cannot tell ({error}); give "
@@ -78,6 +82,11 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
+def global_arrays(tree: Any, sharding: Sharding) -> Any:
+    """``tree`` as arrays over the devices of all processes, each of which gives its own share."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
 def everywhere(ok: bool) -> bool:
     """Whether it is so in every process; all of them ask together."""
     return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(ok)).all())
@@ -86,6 +95,11 @@ def everywhere(ok: bool) -> bool:
 def largest(number: int) -> int:
     """The largest ``number`` of all processes; all of them ask together."""
     return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).max())
+
+
+def total(number: int) -> int:
+    """The sum of the ``number``s of all processes; all of them ask together."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).sum())
 
 
 def of_the_first(numbers: list[int]) -> list[int]:
@@ -112,7 +126,9 @@ def together(action: Callable[[], T]) -> T:
     except Exception as error:
         failure = error
     if not everywhere(failure is None):
-        raise failure or ValueError("another process has failed and says why; this one has stopped with it")
+        failure = failure or ValueError("another process has failed and says why; this one has stopped with it")
+        failure.in_all_processes = True
+        raise failure
     return result
 
 
@@ -133,6 +149,15 @@ def require_agreement(facts: dict[str, object]) -> None:
         )
 
 
+def alone(error: Exception) -> bool:
+    """Whether ``error`` is of this one of several processes, while the others go on and wait for it.
+
+    It is not if it, or what it came of, was raised by :func:`together`.
+    """
+    agreed = any(getattr(link, "in_all_processes", False) for link in (error, error.__cause__))
+    return jax.process_count() > 1 and not agreed
+
+
 def leave(error: Exception) -> NoReturn:
     """Ends this process at once: it has failed alone, in the middle of what all of them do together.
 
@@ -146,14 +171,53 @@ def leave(error: Exception) -> NoReturn:
     os._exit(2 if explained else 1)
 
 
+@contextlib.contextmanager
+def room_to_evaluate(images: int) -> Iterator[None]:
+    """Says what to do if the memory does not suffice to evaluate so many images at a time."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(
+            f"not enough memory to evaluate {images} images at a time ({first_line(error)}); the same command with a "
+            "smaller --eval-batch-size continues the run"
+        ) from error
+
+
 def in_step(batches: Iterator[dict]) -> Iterator[dict]:
     """``batches``, which must be as many in each process. If one fails to get its next, all stop (:func:`together`)."""
     while (batch := together(lambda: next(batches, None))) is not None:
         yield batch
 
 
+def _join(*address):
+    """jax.distributed.initialize, in a thread: it waits for minutes, lets no signal through, and aborts in the end."""
+    failures = []
+
+    def join():
+        try:
+            jax.distributed.initialize(*address)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        failures.append(TimeoutError(f"not all were there after {PATIENCE} seconds"))
+    for error in failures:
+        if not isinstance(error, (TimeoutError, jax.errors.JaxRuntimeError)):
+            raise error
+        where = f" at {address[0]}" if address else ""
+        raise ConnectionError(
+            f"could not join the other processes{where} ({first_line(error)}); start all of them at the same time, "
+            "and give each the address of process 0, whose port the others must be able to reach"
+        ) from error
+
+
 def _alone_on_its_host(environment):
-    """Whether Slurm or Open MPI started one process a host. Of Slurm's "2(x3),1" the own host's number is not known."""
+    """Whether Slurm or Open MPI started one process per host. Of Slurm's "2(x3),1" this host's is not known."""
     on_host = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or ""
     return re.fullmatch(r"1(\(x\d+\))?", on_host) is not None and "JAX_LOCAL_DEVICE_IDS" not in environment
 

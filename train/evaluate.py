@@ -5,8 +5,10 @@ the published one and becomes a row of a CSV file with the columns of timm's res
 """
 
 if __name__ == "__main__":  # which starts anew, so before the imports
+    from train.extra import require_extra
     from train.huge_pages import use_huge_pages
 
+    require_extra("train.evaluate")
     use_huge_pages("train.evaluate")
 
 import csv
@@ -138,12 +140,11 @@ def evaluate(
         process_count=jax.process_count(),
     )
     zeros = dict.fromkeys(("top1", "top5", "count"), np.zeros((), np.int32))
-    sums = jax.tree.map(lambda zero: jax.make_array_from_process_local_data(replicated, zero), zeros)
+    sums = devices.global_arrays(zeros, replicated)
     bar = tqdm(total=len(dataset), unit="img", disable=None if jax.process_index() == 0 else True)
     try:
         for batch in devices.in_step(batches):
-            batch = {name: jax.make_array_from_process_local_data(sharded, array) for name, array in batch.items()}
-            sums = step(weights, batch, sums)
+            sums = step(weights, devices.global_arrays(batch, sharded), sums)
             bar.update(min(batch_size, bar.total - bar.n))
     finally:
         bar.close()

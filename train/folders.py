@@ -43,7 +43,7 @@ def open_folder(name: str, split: str) -> Dataset:
     here = _classes(root)
     classes = classes or here
     if unknown := [label for label in here if label not in classes]:
-        raise ValueError(f"{root} has classes that the training folder has not: {some(unknown)}")
+        raise ValueError(f"{root} has classes that the training folder lacks: {some(unknown)}")
     labels, num_classes, class_names = _labels(classes)
     files = {label: list_pictures(root / label) for label in here}
     pieces = tuple(

@@ -1,15 +1,18 @@
 """The program: python -m train.imagenet [RECIPE] [--switch value ...]
 
-It trains until the last epoch, saving as it goes. The same command resumes a run that was stopped in any
-way, and ends in the same parameters, bit for bit, as a run that never was.
+It trains until the last epoch, saving as it goes. The same command resumes a run that was stopped in any way. On
+the same devices it ends with the same parameters, bit for bit, as a run that never was (on GPUs with deterministic
+operations).
 
 Exit codes: 0 done. 2 a mistake in the command, the data or the checkpoints. 3 the loss became NaN or
-infinite. 4 the last state could not be saved. 130 Ctrl-C and 143 SIGTERM: saved; the same command goes on.
+infinite. 4 the last state could not be saved. 130 Ctrl-C and 143 SIGTERM: saved; the same command resumes.
 """
 
 if __name__ == "__main__":  # which starts anew, so before the imports
+    from train.extra import require_extra
     from train.huge_pages import use_huge_pages
 
+    require_extra("train.imagenet")
     use_huge_pages("train.imagenet")
 
 import contextlib
@@ -75,16 +78,10 @@ def _run(config, stop, opened):
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     require_divisible(config)
 
-    def replicate(tree):
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated, np.asarray(x)), tree)
-
     def place(batch: dict) -> dict:
         # The flag travels with the batch, so that all processes learn of a signal to one of them at the same step.
         flags = np.full(jax.local_device_count(), stop.signum, np.int32)
-        return {
-            name: jax.make_array_from_process_local_data(sharded, value)
-            for name, value in {**batch, "stop": flags}.items()
-        }
+        return devices.global_arrays({**batch, "stop": flags}, sharded)
 
     # ---- Data
     if config.fake_data:
@@ -113,9 +110,9 @@ def _run(config, stop, opened):
 
     # ---- State: fresh, or as the run in config.output left it.
     require_same_weights(model)
-    state = replicate(init_state(model, config))
+    state = devices.global_arrays(init_state(model, config), replicated)
     if config.dry_run:
-        rehearsal.dry_run(config, model, state, train_step, place, train_set, epoch)
+        rehearsal.dry_run(config, model, state, train_step, eval_step, place, train_set, epoch)
         return 0
     if config.fake_data:
         rehearsal.time_steps(config, state, train_step, place)
@@ -172,14 +169,13 @@ def _run(config, stop, opened):
         held_out = eval_batches(
             eval_set,
             preprocessing=setting,
-            batch_size=(config.eval_batch_size or config.batch_size) // jax.process_count(),
+            batch_size=config.eval_images // jax.process_count(),
             workers=config.workers,
             **share,
         )
-        with report.paused(), contextlib.closing(held_out):
-            return run_evaluation(
-                eval_step, evaluated(state), map(place, devices.in_step(held_out)), replicate(zero_sums(config))
-            )
+        zeros = devices.global_arrays(zero_sums(config), replicated)
+        with report.paused(), contextlib.closing(held_out), devices.room_to_evaluate(config.eval_images):
+            return run_evaluation(eval_step, evaluated(state), map(place, devices.in_step(held_out)), zeros)
 
     # Stopped in the middle of an evaluation, a run begins with it.
     evaluation_due = evaluation is None and _is_evaluated(done, total, epoch, config)
@@ -195,12 +191,13 @@ def _run(config, stop, opened):
                 if evaluation_due and not signum:
                     try:
                         evaluation, answers, signum = evaluate()
-                    except Exception:  # a picture that cannot be read, say, in all processes at once
-                        checkpoints.finish(done, state, report.window)
+                    except Exception as error:  # a picture that cannot be read, say
+                        if not devices.alone(error):
+                            checkpoints.finish(done, state, report.window)
                         raise
                 if signum:
                     checkpoints.finish(done, state, report.window)
-                    report.say(f"Saved at step {done} of {total}; the same command goes on from here.")
+                    report.say(f"Saved at step {done} of {total}; the same command continues from here.")
                     return 128 + signum
                 if evaluation:
                     report.evaluation(done, evaluation)
@@ -213,11 +210,9 @@ def _run(config, stop, opened):
                 with report.waiting():
                     batch = next(batches)
             except Exception as error:  # many pictures in a row that cannot be read, say, or no memory to decode them
-                if jax.process_count() > 1:
-                    checkpoints.close()
-                    devices.leave(error)
-                _settle(pending, report)
-                checkpoints.finish(done, state, report.window)
+                if not devices.alone(error):
+                    _settle(pending, report)
+                    checkpoints.finish(done, state, report.window)
                 raise
             state, metrics = train_step(state, place(batch))
             done += 1
@@ -227,13 +222,18 @@ def _run(config, stop, opened):
             save_due = checkpoints.due(done)
         if not checkpoints.wait():
             checkpoints.finish(done, state, report.window, evaluation)
-        report.summary(checkpoints.folder, batches.replaced)
+        report.summary(checkpoints.folder, devices.total(batches.replaced))
         return 0
     except Diverged as error:
         hint = "A smaller --lr, a longer --warmup-epochs or --clip-norm may help"
         return _fail(f"{error}. {checkpoints.folder} keeps what was good. {hint}", DIVERGED)
     except NotSaved as error:
         return _fail(error, NOT_SAVED)
+    except Exception as error:
+        if devices.alone(error):
+            checkpoints.close()
+            devices.leave(error)
+        raise
 
 
 def run_evaluation(
@@ -263,11 +263,12 @@ def run_evaluation(
 def command(arguments: list[str]) -> int:
     """Runs the command line and returns the exit code."""
     config = parse(arguments, "python -m train.imagenet")
+    jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM for itself.
+    # Not yet with the request to stop: there is nothing to save while a process waits for the others.
+    devices.connect(config.coordinator, config.num_processes, config.process_id)
     stop = StopRequest()
     # A rehearsal has nothing to save: there a signal ends the process as it always does.
     with contextlib.nullcontext() if config.dry_run or config.fake_data else stop:
-        jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM for itself.
-        devices.connect(config.coordinator, config.num_processes, config.process_id)
         return main(config, stop)
 
 

@@ -13,7 +13,7 @@ from train.data import train_batches
 from train.datasets import Dataset
 from train.optimizer import learning_rate
 from train.sources import Arrays
-from train.step import State
+from train.step import State, evaluated, zero_sums
 
 FAKE_CLASSES = 1000
 WARM_UP, TIMED = 5, 50
@@ -31,13 +31,19 @@ def dry_run(
     model: Res2Net,
     state: State,
     train_step: jax.stages.Wrapped,
+    eval_step: jax.stages.Wrapped,
     place: Callable[[dict], dict],
     dataset: Dataset,
     steps_per_epoch: int,
 ) -> None:
-    """Compiles the step and prints parameters, memory, steps, learning rates and the shapes of a batch."""
+    """Compiles both steps and prints parameters, memory, steps, learning rates and the shapes of a batch."""
     batch = place(_first_batch(config, dataset))
     memory = train_step.lower(state, batch).compile().memory_analysis()
+    count = config.eval_images // jax.process_count()
+    pixels = np.zeros((count, *batch["image"].shape[1:]), np.uint8)
+    held_out = place({"image": pixels, "label": np.zeros(count, np.int32), "mask": np.zeros(count, bool)})
+    sums = jax.eval_shape(lambda: zero_sums(config))
+    evaluation = eval_step.lower(evaluated(state), held_out, sums).compile().memory_analysis()
     if jax.process_index() > 0:
         return
     print(f"model          {model.name}, {count_parameters(model):,} parameters, {model.num_classes} classes")
@@ -45,12 +51,13 @@ def dry_run(
     print(f"steps          {steps_per_epoch:,} an epoch, {config.epochs * steps_per_epoch:,} in {config.epochs} epochs")
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
     print(f"devices        {devices}, {config.batch_size // jax.device_count()} images each")
-    # Outputs lie in the donated arguments, so they add nothing.
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    print(
-        f"memory         {_mebibytes(held)} a device: {_mebibytes(memory.argument_size_in_bytes)} of state and batch, "
-        f"{_mebibytes(memory.temp_size_in_bytes)} in passing"
-    )
+    for name, of in {"memory": memory, "to evaluate": evaluation}.items():
+        # Outputs of training lie in the donated arguments, and those of an evaluation are small, so they add nothing.
+        held = of.argument_size_in_bytes + of.temp_size_in_bytes + of.generated_code_size_in_bytes
+        print(
+            f"{name:14} {_mebibytes(held)} a device: {_mebibytes(of.argument_size_in_bytes)} of state and batch, "
+            f"{_mebibytes(of.temp_size_in_bytes)} in passing"
+        )
     print("learning rate")
     for epoch in _milestones(config):
         lr = float(learning_rate(config, round(epoch * steps_per_epoch), steps_per_epoch))

@@ -44,7 +44,7 @@ class Report:
         start: Steps already done.
         total: Steps of the whole run.
         steps_per_epoch: Steps in an epoch.
-        window: That of the checkpoint that the run goes on from.
+        window: That of the checkpoint that the run continues from.
         visible: Whether this process reports at all.
 
     Attributes:
@@ -229,7 +229,7 @@ class Report:
             self._warn(first_line(error))
 
     def _warn(self, error):
-        say(f"WARNING: metrics and curves cannot be written ({error}); the run goes on", sys.stderr)
+        say(f"WARNING: metrics and curves cannot be written ({error}); the run continues", sys.stderr)
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Whether a command goes on with the run that a checkpoint is of, and what differs if it does not."""
+"""Whether a command continues the run that a checkpoint is of, and what differs if it does not."""
 
 import json
 import reprlib

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import res2net_jax
-from res2net_jax.hub import is_folder
+from res2net_jax import hub
 from res2net_jax.init import variables
 from res2net_jax.metadata import locate
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import VARIANTS, Preprocessing
+from res2net_jax.variants import VARIANTS, Preprocessing, get_variant
 from train import devices
 from train.config import MOST, Config
 from train.datasets import Dataset, open_dataset
@@ -77,12 +77,17 @@ def load_model(name: str, **options) -> Res2Net:
 
 
 def _same_checkpoint(name):
-    """``name``; of a run the checkpoint that is the newest to process 0, for to the others it may be another one."""
+    """Where the weights called ``name`` are on this host, once all have them: Orbax waits five minutes for the others.
+
+    Of a run the checkpoint that is the newest to process 0, for to the others it may be another one.
+    """
     if jax.process_count() == 1:
         return name
-    found = devices.together(lambda: locate(name) if is_folder(name) and "://" not in name else None)
-    step = devices.of_the_first([int(found.name)] if found and found.name.isdigit() else [])
-    return str(found.with_name(str(*step))) if found and step else name
+    if not hub.is_folder(name):
+        return devices.together(lambda: hub.cached(get_variant(name).name))
+    found = devices.together(lambda: locate(hub.local_folder(name)))
+    step = devices.of_the_first([int(found.name)] if found.name.isdigit() else [])
+    return found.with_name(str(*step)) if step else found
 
 
 def build_model(config: Config, dataset: Dataset) -> Res2Net:
@@ -98,7 +103,7 @@ def build_model(config: Config, dataset: Dataset) -> Res2Net:
         if (model.num_classes, model.class_names) != (dataset.num_classes, dataset.class_names):
             model.reset_classifier(dataset.num_classes, rngs=config.seed, class_names=dataset.class_names)
         return model
-    if is_folder(config.model):
+    if hub.is_folder(config.model):
         raise ValueError(f"--model {config.model} holds trained weights; add --pretrained to start from them")
     options |= {"num_classes": dataset.num_classes, "zero_init_last": config.zero_init_last}
     model = res2net_jax.create(config.model, rngs=config.seed, **options)
@@ -116,7 +121,7 @@ def _load_weights(config, options):
     for step in steps:
         try:
             return load_model(str(run.get(step, folder / str(step))), **options)
-        except ValueError as error:  # damaged; which one the run goes on from is decided later
+        except ValueError as error:  # damaged; which one the run continues from is decided later
             failure = error
     raise failure
 

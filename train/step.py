@@ -244,9 +244,10 @@ def _all_finite(arrays):
 
 
 def _average(ema, weights, decay, step):
-    # Short of history it follows faster: TensorFlow's ExponentialMovingAverage with num_updates.
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return {path: old + (1 - decay).astype(old.dtype) * (weights[path] - old) for path, old in ema.items()}
+    # Short of history it follows faster: TensorFlow's ExponentialMovingAverage with num_updates, whose decay is at most
+    # (1 + step) / (10 + step).
+    share = jnp.maximum(1 - decay, 9 / (10 + step.astype(float)))
+    return {path: old + share.astype(old.dtype) * (weights[path] - old) for path, old in ema.items()}
 
 
 def _dtype(config):

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from res2net_jax import command_line
-from train import checkpoints, claim, imagenet, report, run_folder
+from train import checkpoints, claim, devices, imagenet, report, run_folder
 
 
 def watched(log):
@@ -112,6 +112,22 @@ def fail(step):
             raise getattr(builtins, kind)("unplugged")
 
 
+def break_devices():
+    """With BREAK="PROCESS BATCH" this process's devices have no memory for this batch, of training or evaluation."""
+    place, batches = devices.global_arrays, 0
+    process, broken = map(int, os.environ["BREAK"].split())
+
+    def global_arrays(tree, sharding):
+        nonlocal batches
+        if "stop" in tree and "image" in tree:
+            batches += 1
+            if (jax.process_index(), batches) == (process, broken):
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: broken")
+        return place(tree, sharding)
+
+    devices.global_arrays = global_arrays
+
+
 def stale(see):
     """With STALE="PROCESS STEP TIMES" this process does not see the checkpoint of this step so many times."""
     looks = 0
@@ -144,6 +160,8 @@ if __name__ == "__main__":
     digits_alone()
     if attempts := os.environ.get("SAVE_ATTEMPTS"):
         checkpoints.ATTEMPTS, checkpoints.PAUSE = int(attempts), 0.1
+    if "BREAK" in os.environ:
+        break_devices()
     if "STALE" in os.environ:
         run_folder.saved_in = stale(run_folder.saved_in)
     claim.PATIENCE = int(os.environ.get("SHARE_ATTEMPTS", claim.PATIENCE))

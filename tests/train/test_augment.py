@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import timm.data.mixup
+from timm.data.random_erasing import RandomErasing
 
 from train import augment
 from train.augment import mix, normalise, random_erasing
@@ -96,6 +97,18 @@ def test_random_erasing():
     assert (erased[..., 0] == erased[..., 1]).all()
     some = erased[..., 0].any((1, 2))
     assert 0.18 < some.mean() < 0.32
+
+
+def test_erased_rectangles_have_timms_sizes():
+    timms = RandomErasing()
+    erased = np.asarray(random_erasing(KEY, jnp.ones((2000, 64, 64, 1)), 1.0))[..., 0] == 0
+    _, _, height, width = rectangles(erased)
+    area, aspect = height * width / 64**2, np.log(height / width)
+    inside = (height < 64) & (width < 64)
+    assert abs(area.min() - timms.min_area) < 0.01 and abs(area.max() - timms.max_area) < 0.01
+    assert abs(area.mean() - (timms.min_area + timms.max_area) / 2) < 0.01
+    least, most = timms.log_aspect_ratio
+    assert abs(aspect[inside].min() - least) < 0.2 and abs(aspect[inside].max() - most) < 0.2
 
 
 def test_erased_rectangles_have_the_sizes_asked_for_and_lie_anywhere():

@@ -212,7 +212,7 @@ def test_the_held_out_folder_goes_by_all_of_its_names(tmp_path, folder):
 def test_validation_classes_that_were_never_trained(tmp_path):
     make_folder(tmp_path / "train", {"a": ["1.png"], "b": ["2.png"]})
     make_folder(tmp_path / "val", {"a": ["4.png"], "new": ["5.png"]})
-    with pytest.raises(ValueError, match="classes that the training folder has not: new"):
+    with pytest.raises(ValueError, match="classes that the training folder lacks: new"):
         open_dataset(f"folder:{tmp_path}", "validation")
 
 

@@ -169,11 +169,23 @@ def test_the_newest_checkpoint_is_that_of_process_0(digits_folder, tmp_path, mon
     monkeypatch.setattr(res2net_jax, "load", lambda name: loaded.append(name))
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr("train.devices.together", lambda action: action())
-    for step in ([7], []):
-        monkeypatch.setattr("train.devices.of_the_first", lambda steps, step=step: step)
-        load_model(str(tmp_path))
+    monkeypatch.setattr("train.devices.of_the_first", lambda steps: [7])
+    load_model(str(tmp_path))
+    assert loaded == [tmp_path / "7"]
+
+
+def test_each_process_has_the_weights_before_they_are_read_together(tmp_path, monkeypatch):
+    loaded, home = [], {}
+    monkeypatch.setattr(res2net_jax, "load", lambda name: loaded.append(name))
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("train.devices.together", lambda action: action())
+    monkeypatch.setattr("res2net_jax.hub.cached", lambda name: home[name])
+    with pytest.raises(KeyError):
+        load_model("res2net50_26w_4s")
+    assert not loaded
+    home["res2net50_26w_4s"] = tmp_path
     load_model("res2net50_26w_4s")
-    assert loaded == [str(tmp_path / "7"), str(tmp_path), "res2net50_26w_4s"]
+    assert loaded == [tmp_path]
 
 
 def test_accuracy_is_that_of_timm(timm_model, photos, checkpoint_folder, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ import res2net_jax
 from res2net_jax.init import variables
 from train.checkpoints import Checkpoints
 from train.report import Report, read_rows
+from train.run_folder import mark_damaged
 
 from .conftest import arrays, printed, small, steps, train
 
@@ -69,16 +71,63 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, dama
 
 @pytest.mark.parametrize("content", [b"", b'{"t', b"[]", b'{"top1": null}'])
 def test_a_damaged_result_stops_no_save(tmp_path, capfd, content):
-    config = small(tmp_path, steps=23, keep=1, checkpoint_every=30)  # an epoch has 23
+    config = small(tmp_path, steps=23, checkpoint_every=30)
     assert train(config) == 0
     file = tmp_path / "run/checkpoints/23/metrics/metrics"
-    before = file.read_bytes()
+    before = json.loads(file.read_bytes())
     file.write_bytes(content)
     assert train(dataclasses.replace(config, steps=24)) == 0
     err = capfd.readouterr().err
     assert "the result of checkpoint 23 is damaged; it is taken from its metadata" in err
-    assert "could not be saved" not in err and 24 in steps(tmp_path / "run")
-    assert not file.exists() or file.read_bytes() == before
+    assert "could not be saved" not in err and steps(tmp_path / "run")[-1] == 24
+    assert json.loads(file.read_bytes()) == before
+
+
+def test_one_step_may_be_damaged_twice(tmp_path):
+    for number in range(3):
+        (tmp_path / "4").mkdir()
+        (tmp_path / "4" / "number").write_text(str(number))
+        mark_damaged(tmp_path, 4)
+    found = {path.parent.name: path.read_text() for path in tmp_path.glob("*/number")}
+    assert found == {"4.damaged": "0", "4.damaged1": "1", "4.damaged2": "2"}
+
+
+STATE = {"step": jnp.zeros((), "int32"), "params": {"w": jnp.ones(3)}, "stats": {}, "momentum": (), "ema": {}}
+
+
+def empty(tmp_path, **switches):
+    """The checkpoints of a run that has none yet."""
+    model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,))
+    return Checkpoints(tmp_path / "run" / "checkpoints", small(tmp_path, **switches), model, examples=1, checksums={})
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    """Of equals the last one, which is the one that the summary names."""
+    checkpoints = empty(tmp_path, keep=1)
+    for step, top1 in enumerate([40.0, 60.0, 60.0, None, 50.0], start=1):
+        checkpoints.finish(step, STATE, [], top1 and {"top1": top1})
+    checkpoints.close()
+    assert steps(tmp_path / "run") == [3, 5]
+
+
+def test_a_failed_save_is_soon_tried_again(tmp_path, monkeypatch):
+    checkpoints, tried = empty(tmp_path, checkpoint_every=100, keep=9), []
+
+    def go_on(first, last):
+        for step in range(first, last):
+            if checkpoints.due(step):
+                tried.append(step)
+                checkpoints.save(step, STATE, [])
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr("train.checkpoints._open", fail)
+        go_on(90, 125)
+    go_on(125, 301)
+    checkpoints.close()
+    assert tried == [100, 110, 120, 130, 200, 300] and steps(tmp_path / "run") == [130, 200, 300]
 
 
 def test_a_save_keeps_the_metrics_up_to_its_own_step(tmp_path, monkeypatch):

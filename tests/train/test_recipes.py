@@ -11,11 +11,13 @@ import pytest
 import res2net_jax
 from train.config import RECIPES, Config, parse, to_json
 from train.data import Augment
+from train.datasets import open_dataset
 from train.optimizer import learning_rate, make_optimizer
 from train.report import read_rows
-from train.step import init_state, make_train_step
+from train.start import build_model
+from train.step import init_state, make_forward, make_train_step, split
 
-from .conftest import arrays, train
+from .conftest import arrays, small, train
 
 SMALL = {"layers": (1, 1), "channels": (8, 8), "scale": 2, "size": 16}
 
@@ -40,11 +42,62 @@ def run(tmp_path, recipe, **changes):
     return config, rows, model
 
 
-@pytest.mark.parametrize("recipe", ["paper", "cosine", "v1b", "digits"])
-def test_recipe(tmp_path, recipe):
-    config, _, model = run(tmp_path, recipe)
+# With 11 steps in an epoch.
+@pytest.mark.parametrize(
+    "recipe, rates",
+    [
+        ("paper", [0.05, 0.05, 0.05]),
+        ("cosine", [0.05 / 55, 0.1 / 55, 0.15 / 55]),
+        ("v1b", [0.05 / 55, 0.1 / 55, 0.15 / 55]),
+        ("digits", [0.2 / 11, 0.4 / 11, 0.6 / 11]),
+    ],
+)
+def test_recipe(tmp_path, recipe, rates):
+    config, rows, model = run(tmp_path, recipe)
+    assert [float(row["lr"]) for row in rows[:3]] == pytest.approx(rates, rel=1e-5)
     assert model.class_names == tuple("0123456789")
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == to_json(config)
+
+
+def test_the_papers_recipe():
+    config = RECIPES["paper"]()
+    optimiser = {"lr": 0.1, "batch_size": 256, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4}
+    optimiser |= {"decay_all": True, "clip_norm": None, "accumulate": 1, "ema": None, "label_smoothing": 0.1}
+    schedule = {"epochs": 100, "schedule": "steps", "decay_epochs": 30, "warmup_epochs": 0}
+    pictures = {"dataset": "imagenet2012", "size": 224, "mixup": 0, "cutmix": 0, "random_erasing": 0}
+    pictures["augment"] = Augment(crop_scale=(0.08, 1), crop_ratio=(3 / 4, 4 / 3), flip=0.5, color_jitter=0)
+    network = {"model": "res2net50_26w_4s", "batchnorm_group": 64, "dtype": "float32", "zero_init_last": False}
+    expected = {**optimiser, **schedule, **pictures, **network}
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.peak_lr == 0.1 and config.augment.rand_augment is None and not config.arch
+
+
+COSINE = {"schedule": "cosine", "decay_all": False}
+
+
+@pytest.mark.parametrize(
+    "recipe, changes",
+    [
+        ("cosine", {"warmup_epochs": 5, "zero_init_last": True}),
+        ("v1b", {"warmup_epochs": 5, "epochs": 300, "mixup": 0.2, "model": "res2net50d"}),
+        ("finetune", {"warmup_epochs": 1, "epochs": 20, "lr": 0.02, "layer_decay": 0.85, "pretrained": True}),
+    ],
+)
+def test_other_recipes_are_the_papers_but_for(recipe, changes):
+    paper = dataclasses.replace(RECIPES["paper"](), batchnorm_group=None, **COSINE, **changes)
+    assert dataclasses.replace(RECIPES[recipe](), dataset=paper.dataset) == paper
+
+
+def test_the_model_is_made_by_its_switches():
+    arch = {"layers": (1, 2), "channels": (8, 16), "base_width": 13, "scale": 3}
+    arch |= {"drop_rate": 0.1, "drop_path_rate": 0.2, "drop_block_rate": 0.3}
+    digits, scales = open_dataset("digits", "train"), []
+    for zero in (True, False):
+        model = build_model(Config(**arch, dtype="bfloat16", zero_init_last=zero), digits)
+        assert {name: getattr(model.arch, name) for name in arch} == arch
+        assert (model.dtype, model.param_dtype, model.num_classes) == (jnp.bfloat16, jnp.float32, 10)
+        scales.append(float(model.layer2[1].bn3.scale[...].sum()))
+    assert scales[0] == 0 < scales[1]
 
 
 def test_finetune_starts_from_the_weights_and_holds_the_lower_layers_back(tmp_path):
@@ -89,6 +142,34 @@ def test_switches(tmp_path, switches):
     assert {str(value.dtype) for name, value in saved.items() if name != "training/step"} == {"float32"}
     if "ema" in switches:
         assert not np.array_equal(saved["model/conv1.kernel"], saved["training/raw.conv1.kernel"])
+
+
+@pytest.mark.parametrize(
+    "layers, rate", [((1,), "drop_rate"), ((2,), "drop_path_rate"), ((1, 1, 1), "drop_block_rate")]
+)
+def test_each_kind_of_dropout_draws_from_the_key(layers, rate):
+    config = Config(layers=layers, channels=(8,) * len(layers), scale=2, **{rate: 0.5})
+    model = build_model(config, open_dataset("digits", "train"))
+    forward = jax.jit(make_forward(model, config, training=True))
+    images = jax.random.normal(jax.random.key(0), (8, 32, 32, 1))
+    one, again, other = (forward(*split(model), images, jax.random.key(seed))[0] for seed in (1, 1, 2))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
+def test_pictures_are_made_as_the_switches_say(tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def train_batches(dataset, **options):
+        raise Asked(dataset.name, options)
+
+    monkeypatch.setattr("train.imagenet.train_batches", train_batches)
+    switches = {"augment": Augment(rand_augment=9, color_jitter=0.4), "seed": 3, "workers": 5, "batch_size": 40}
+    with pytest.raises(Asked) as asked:
+        train(small(tmp_path, size=24, **switches))
+    name, options = asked.value.args
+    shares = {"process_index": 0, "process_count": 1}
+    assert name == "digits" and options == {**switches, **shares, "size": 24, "start": 0}
 
 
 def test_command_line_switches():

@@ -1,6 +1,7 @@
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -63,6 +64,23 @@ def test_rows_events_and_curves(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "step 4, epoch 1.00: top-1 50.00 %, top-5 90.00 %, loss 1.0000 on 10 examples" in out
     assert "3 pictures could not be read" in out and "best top-1 50.00 % at step 8" in out, "the last of equals"
+
+
+def test_rates_count_waits_but_neither_pauses_nor_the_first_step(tmp_path, monkeypatch):
+    now = 0
+    monkeypatch.setattr("train.report.time", SimpleNamespace(perf_counter=lambda: now, time=lambda: now))
+    timed = report(tmp_path)
+    for step, (waited, computed) in enumerate([(9, 99), (1, 3), (0.5, 1.5), (1.5, 0.5)], start=1):
+        with timed.waiting():
+            now += waited
+        now += computed
+        with timed.paused():
+            now += 50
+        timed.step(step, METRICS)
+    timed.close()
+    rows = read_rows(tmp_path / "metrics.csv")
+    # Of batches of 64.
+    assert [(row["images_per_s"], row["data_wait"]) for row in rows] == [("16", "0.25"), ("32", "0.5")]
 
 
 def test_the_best_is_named_if_it_is_not_the_newest(tmp_path, capsys):

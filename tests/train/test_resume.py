@@ -61,7 +61,7 @@ def assert_same(output, reference):
     assert without_times[0] == without_times[1]
 
 
-def stopped(together, kind, seconds):
+def stopped(together, kind, seconds, randomness):
     """Whether the signal came before the processes ended by themselves; afterwards all have ended."""
     end = time.monotonic() + seconds
     while any(process.poll() is None for process in together) and time.monotonic() < end:
@@ -71,7 +71,7 @@ def stopped(together, kind, seconds):
             process.kill()
     else:
         # To one of them only; the others learn of it.
-        first = random.choice(together)
+        first = randomness.choice(together)
         first.send_signal(kind)
         if first.wait(300) == -kind:
             # It had yet to import; then no handler was there, and the others wait for it.
@@ -91,7 +91,7 @@ def check_random_moments(launch, reference, folder, kinds, processes):
     while kinds:
         together = launch(output, *SWITCHES, processes=processes, **PAUSES)
         # That of a run that also compiled, which the others find in the cache.
-        if stopped(together, kinds[0], randomness.uniform(0.1 * duration, 0.5 * duration)):
+        if stopped(together, kinds[0], randomness.uniform(0.1 * duration, 0.5 * duration), randomness):
             kinds = kinds[1:]
         else:
             assert_same(output, undisturbed)
@@ -221,7 +221,7 @@ def test_ctrl_c_saves_too(launch, tmp_path):
     assert process.wait(300) == 130, printed(output)
     # The flag goes with step 15, and is read while step 16 runs.
     assert steps(output)[-1] == 16
-    assert "the same command goes on from here" in printed(output)
+    assert "the same command continues from here" in printed(output)
 
 
 def test_a_run_that_is_done_stays_as_it_is(finish, reference):

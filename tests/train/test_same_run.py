@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.config import RECIPES, to_json
-from train.same_run import differences, require_same_run
+from train.config import RECIPES, Config, to_json
+from train.data import Augment
+from train.same_run import FOLDER, differences, require_same_run
+from train.start import checksums, open_splits
 
 from .conftest import arrays, of_pictures, small, steps, train
 
@@ -28,6 +30,34 @@ def test_a_resume_with_another_config_names_what_differs(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
     with pytest.raises(ValueError, match="To train its weights further: --pretrained --model .*run --output ANOTHER:"):
         train(small(tmp_path, epochs=99))
+
+
+# All others decide something of what is learned.
+FREE = [
+    *("data_dir", "workers", "output", "steps", "keep", "checkpoint_every", "eval_every", "eval_batch_size"),
+    *("log_every", "coordinator", "num_processes", "process_id", "dry_run", "fake_data"),
+]
+
+
+def resumes(config, saved):
+    """Whether ``config`` continues a run of the config ``saved`` on the same data from the same weights."""
+    facts = {"model": {"arch": {}}, "preprocessing": None}
+    metadata, run = {"train": {"config": saved, "examples": 9}}, {"config": config, "examples": 9, "checksums": {}}
+    try:
+        require_same_run({**facts, **metadata}, facts, run, "run")
+    except ValueError:
+        return False
+    return True
+
+
+def test_only_switches_that_change_no_parameter_may_differ():
+    config = RECIPES["digits"]()
+    saved = to_json(config)
+    others = {name: {**saved, name: "another"} for name in saved if name != "augment"}
+    others |= {name: {**saved, "augment": {**saved["augment"], name: "another"}} for name in saved["augment"]}
+    names = {field.name for switches in (Config, Augment) for field in dataclasses.fields(switches)}
+    assert others.keys() == names - {"augment"}
+    assert sorted(name for name in others if resumes(config, others[name])) == sorted(FREE)
 
 
 def test_a_run_that_is_older_than_a_switch_goes_on():
@@ -87,3 +117,15 @@ def test_a_folder_is_another_one_to_a_run_that_did_not_keep_the_sizes_of_its_pic
     }
     with pytest.raises(ValueError, match="with another config; .*\n  dataset: the run has 'folder:.*pictures'"):
         require_same_run(saved, {}, run, tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_folder_is_known_elsewhere_by_the_sizes_of_its_pictures(tmp_path, pictures, split):
+    def known(folder):
+        config = of_pictures(tmp_path, folder)
+        return checksums(config, None, *open_splits(config))[FOLDER]
+
+    copy = shutil.copytree(pictures, tmp_path / "copy")
+    assert known(copy) == known(pictures)
+    Image.new("RGB", (99, 99)).save(copy / split / "a/0.png")
+    assert known(copy) != known(pictures)

@@ -71,6 +71,15 @@ def test_the_fingerprint_is_of_all_bits_and_their_places():
     assert len({int(fingerprint(tree)) for tree in trees}) == len(trees)
 
 
+def test_any_flipped_bit_changes_the_fingerprint():
+    bits = np.random.default_rng(0).integers(0, 2**32, (6, 32), np.uint32)
+    flipped = np.repeat(bits[None], bits.size * 32, 0).reshape(-1, bits.size)
+    flips = np.arange(len(flipped))
+    flipped[flips, flips // 32] ^= np.uint32(1) << (flips % 32).astype(np.uint32)
+    found = jax.vmap(fingerprint)({"a": flipped[:, :100], "b": flipped[:, 100:]})
+    assert int(fingerprint({"a": bits.ravel()[:100], "b": bits.ravel()[100:]})) not in np.asarray(found)
+
+
 def test_what_makes_a_step_leaves_the_model_as_it_is():
     model = res2net_jax.create("res2net50_26w_4s", layers=(1,), channels=(8,))
     config = Config(batchnorm_group=2, remat=True)
