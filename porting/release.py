@@ -60,7 +60,7 @@ def port(
     asked = override(variant.arch, **arch)
     given = changes(asked, variant.arch)
     if output is not None:
-        files.require_local(output)
+        files.require_checkpoint_path(output)
         checkpoint.require_free(Path(output).expanduser(), overwrite)
     elif others := given.keys() - in_the_weights(given).keys():
         raise ValueError(f"{', '.join(sorted(others))} is in no array, so give it to load; or name an output")

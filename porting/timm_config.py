@@ -51,7 +51,7 @@ def apply(config: dict[str, Any], arch: Arch, given: Sequence[str]) -> Arch:
 
 def preprocessing(config: dict[str, Any], usual: Preprocessing) -> Preprocessing | None:
     """How pictures are made; None as ``usual``. With a warning where it is something that we do not have."""
-    theirs = config.get("pretrained_cfg") or {}
+    theirs = _pretrained(config)
     fields = [field.name for field in dataclasses.fields(Preprocessing) if field.name in theirs]
     try:
         _, height, width = theirs.get("input_size", (3, usual.size, usual.size))
@@ -70,9 +70,16 @@ def preprocessing(config: dict[str, Any], usual: Preprocessing) -> Preprocessing
 
 def class_names(config: dict[str, Any], num_classes: int) -> tuple[str, ...] | None:
     """The names of the classes; None where there are none or not as many, and for ImageNet's synsets."""
-    names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    names = config.get("label_names") or _pretrained(config).get("label_names")
+    if isinstance(names, dict) and names.keys() == {str(i) for i in range(num_classes)}:
+        names = [names[str(i)] for i in range(num_classes)]
     fits = isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
     return tuple(names) if fits and names != [synset for synset, _ in imagenet_classes()] else None
+
+
+def _pretrained(config):
+    found = config.get("pretrained_cfg")
+    return found if isinstance(found, dict) else {}
 
 
 def _value(value):

@@ -12,7 +12,7 @@ from res2net_jax.activations import Activation
 from res2net_jax.arch import EXPANSION, Arch, BlockPlan
 from res2net_jax.attention import ATTENTION
 from res2net_jax.drop import DropBlock, DropPath
-from res2net_jax.layers import BatchNorm, Conv, is_in_train_mode
+from res2net_jax.layers import BatchNorm, Conv
 from res2net_jax.pooling import AvgPool
 
 
@@ -89,20 +89,24 @@ def checkpointed(call_block: Callable) -> Callable:
     """``call_block``, in the backward pass computed again (jax.checkpoint).
 
     flax.nnx.remat does so too, but writes all variables back, even those that an eval-mode model never changes and
-    that the caller's jax.jit may have closed over.
+    that the caller's jax.jit may have closed over. This writes back those that have changed.
     """
 
     def call(block, x, key):
-        graphdef, statistics, others = nnx.split(block, nnx.BatchStat, ...)
+        graphdef, state = nnx.split(block)
 
         @jax.checkpoint
-        def run(statistics, others, x, key):
-            block = nnx.merge(graphdef, statistics, others)
-            return call_block(block, x, key), nnx.state(block, nnx.BatchStat)
+        def run(state, x, key):
+            block = nnx.merge(graphdef, state)
+            before = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(block))}
+            out = call_block(block, x, key)
+            after = nnx.to_flat_state(nnx.state(block))
+            changed = [(path, leaf) for path, leaf in after if leaf.get_value() is not before.get(path)]
+            return out, nnx.from_flat_state(changed)
 
-        out, statistics = run(statistics, others, x, key)
-        if is_in_train_mode(block):
-            nnx.update(block, statistics)
+        out, changed = run(state, x, key)
+        if changed:
+            nnx.update(block, changed)
         return out
 
     return call

@@ -24,10 +24,11 @@ from res2net_jax.adapt import adapt, asked_for
 from res2net_jax.arch import override
 from res2net_jax.files import (
     first_line,
-    has_leftovers,
     leftover_prefix,
+    leftovers,
     lock,
     remove_leftovers,
+    require_checkpoint_path,
     require_local,
     writing,
 )
@@ -83,7 +84,7 @@ def save(
         raise ValueError("this model was cut to a backbone; keep nnx.state(model) with Orbax, or save the whole one")
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in arrays(model).values()):
         raise ValueError("this model only describes itself; res2net_jax.create or load gives one with weights")
-    require_local(folder)
+    require_checkpoint_path(folder)
     folder = Path(folder).expanduser().absolute()
     metadata = describe(model, source=source, certificate=certificate)
     _require_described(model, metadata)
@@ -122,11 +123,11 @@ def load(folder: str | os.PathLike, **options) -> Res2Net:
         try:
             return restore(folder, **options)
         except (FileNotFoundError, ValueError):
-            if jax.process_count() > 1 or not (has_leftovers(folder) or _identity(folder) != before):
+            if jax.process_count() > 1 or not (leftovers(folder) or _identity(folder) != before):
                 raise
         # Somebody has replaced it meanwhile, or a run has deleted it, which has newer ones; or somebody is about to, or
         # was killed in it: then wait, and set right.
-        if has_leftovers(folder):
+        if leftovers(folder):
             with lock(folder):
                 remove_leftovers(folder)
     return restore(folder, **options)
@@ -143,7 +144,7 @@ def restore(
     rngs: int | nnx.Rngs | jax.Array = 0,
     arch: dict[str, Any] | None = None,
 ) -> Res2Net:
-    """Reads the arrays straight to their devices and fits them to the model that is asked for.
+    """Reads the arrays, with ``sharding`` straight to their devices, and fits them to the model that is asked for.
 
     Args:
         folder: A checkpoint, or a folder of numbered ones.
@@ -245,6 +246,11 @@ def _fill(model, folder, sharding, metadata):
             )
         # Orbax does not notice a flipped bit. What it has cast cannot be compared.
         dtype, _ = saved = checksums.get(path, [None, None])
+        if value.shape != leaf.shape:
+            raise ValueError(
+                f"the checkpoint {folder} does not hold the model that it describes: {path} is {value.shape}, expected "
+                f"{leaf.shape}; {advice}"
+            )
         whole = isinstance(value, np.ndarray) or value.is_fully_addressable
         if dtype == leaf.dtype.name and whole and crc32(value) != saved:
             raise ValueError(f"the checkpoint {folder} is damaged: {path} is not what was saved; {advice}")

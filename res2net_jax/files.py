@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import importlib.metadata
 import os
 import re
@@ -30,6 +31,13 @@ def require_local(path: str | os.PathLike) -> None:
         )
 
 
+def require_checkpoint_path(path: str | os.PathLike) -> None:
+    """As :func:`require_local`, also for a ``[``: Orbax would take the path for a pattern, and lose the arrays."""
+    require_local(path)
+    if "[" in str(Path(path).expanduser().absolute()):
+        raise ValueError(f"{path}: Orbax cannot write a checkpoint to a folder with [ in its path; choose another one")
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Keeps other processes from writing ``folder``; within one process it may be taken again."""
@@ -50,14 +58,14 @@ def leftover_prefix(folder: Path) -> str:
     return f".{folder.name}.tmp-"
 
 
-def has_leftovers(folder: Path) -> bool:
-    """Whether somebody is writing ``folder``, or was killed in it."""
-    return any(folder.parent.glob(leftover_prefix(folder) + "*"))
+def leftovers(folder: Path) -> list[Path]:
+    """The temporary folders of those who are writing ``folder``, or were killed in it."""
+    return list(folder.parent.glob(glob.escape(leftover_prefix(folder)) + "*"))
 
 
 def remove_leftovers(folder: Path) -> None:
     """Clears what killed writers of ``folder`` left, and puts back what they had moved. Call it under :func:`lock`."""
-    for leftover in folder.parent.glob(leftover_prefix(folder) + "*"):
+    for leftover in leftovers(folder):
         if (leftover / "old").exists() and not folder.exists():
             os.rename(leftover / "old", folder)
         remove_tree(leftover)

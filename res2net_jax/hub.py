@@ -130,7 +130,7 @@ def load(
     if is_folder(name_or_folder):
         if source is not None:
             raise ValueError(f"{name_or_folder} is a checkpoint folder; source= goes with a model name")
-        _require_no_address(name_or_folder)
+        require_no_address(name_or_folder)
         model = checkpoint.load(local_folder(name_or_folder, cache_dir), **options)
     else:
         variant = get_variant(name_or_folder)
@@ -159,9 +159,10 @@ def _as_asked(model, features_only, out_indices):
 
 def cached(name: str, *, source=None, cache_dir=None, check_hash: bool = True, **arch) -> Path:
     """The folder of ``name``'s checkpoint in the cache, ported now if it is not there yet; ``arch`` as in ``port``."""
+    name = get_variant(name).name
     folder = cache_folder(name, source, cache_dir, arch)
     # A writer that was killed after the checkpoint had got its name left its temporary folder.
-    to_clear = files.has_leftovers(folder) and os.access(folder.parent, os.W_OK)
+    to_clear = files.leftovers(folder) and os.access(folder.parent, os.W_OK)
     if is_checkpoint(folder) and not to_clear:
         return folder
     if jax.process_count() > 1:
@@ -241,7 +242,7 @@ def local_folder(folder: str | os.PathLike, cache_dir: str | os.PathLike | None 
     return folder
 
 
-def _require_no_address(folder):
+def require_no_address(folder: str | os.PathLike) -> None:
     """FileNotFoundError for what is not a folder, but a URL or in timm an address."""
     if re.match("https?://", os.fspath(folder)):
         raise FileNotFoundError(f"there is no folder {folder}; weights at an address are load(NAME, source=ADDRESS)")

@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from res2net_jax import command_line
 from res2net_jax.backend import compiler_options, use_compilation_cache
-from res2net_jax.files import require_local
+from res2net_jax.files import require_checkpoint_path
 from train import devices, rehearsal
 from train.checkpoints import Checkpoints, NotSaved
 from train.claim import claim
@@ -64,7 +64,7 @@ def main(config: Config, stop: StopRequest) -> int:
         ValueError: A config that does not fit the data, the devices, or the run found in ``config.output``.
         FileNotFoundError: There is no such data.
     """
-    require_local(config.output)
+    require_checkpoint_path(config.output)
     with contextlib.ExitStack() as opened:
         return _run(config, stop, opened)
 

@@ -100,7 +100,8 @@ def read(checkpoint: Path, what: str, action: Callable[[], T]) -> tuple[T | None
             if not _is_damage(error):
                 raise OSError(
                     f"{checkpoint} could not be read ({reason}), which does not mean that it is damaged; nothing was "
-                    "changed, and the same command can be tried again"
+                    "changed, and the same command can be tried again. If this lasts, rename the checkpoint, and the "
+                    "run continues from the one before"
                 ) from error
             return None, f"{what} cannot be read ({reason})"
 

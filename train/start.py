@@ -15,7 +15,7 @@ from res2net_jax import hub
 from res2net_jax.init import variables
 from res2net_jax.metadata import locate
 from res2net_jax.model import Res2Net
-from res2net_jax.variants import VARIANTS, Preprocessing, get_variant
+from res2net_jax.variants import VARIANTS, Preprocessing
 from train import devices
 from train.config import MOST, Config
 from train.datasets import Dataset, open_dataset
@@ -83,11 +83,16 @@ def _same_checkpoint(name):
     """
     if jax.process_count() == 1:
         return name
-    if not hub.is_folder(name):
-        return devices.together(lambda: hub.cached(get_variant(name).name))
-    found = devices.together(lambda: locate(hub.local_folder(name)))
+    found = devices.together(lambda: _here(name))
     step = devices.of_the_first([int(found.name)] if found.name.isdigit() else [])
     return found.with_name(str(*step)) if step else found
+
+
+def _here(name):
+    if not hub.is_folder(name):
+        return hub.cached(name)
+    hub.require_no_address(name)
+    return locate(hub.local_folder(name))
 
 
 def build_model(config: Config, dataset: Dataset) -> Res2Net:
@@ -129,7 +134,7 @@ def _load_weights(config, options):
 def _are_gone(config):
     """Whether some process no longer has the folder of the weights to start from."""
     try:
-        found = config.model in VARIANTS or "://" in config.model or locate(config.model)
+        found = not hub.is_folder(config.model) or "://" in config.model or locate(config.model)
     except (OSError, ValueError):
         found = None
     return not devices.everywhere(bool(found))

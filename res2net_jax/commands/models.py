@@ -60,7 +60,7 @@ def info(model: Model, size: Text = None, json: bool = False, cache_dir: CacheFo
         folder = folder if is_checkpoint(folder) else None
     metadata = None if folder is None else read_metadata(folder)
     if metadata is None:
-        described = Res2Net(get_variant(model).arch, name=model)
+        described = Res2Net(get_variant(model).arch, name=get_variant(model).name)
     else:
         described = abstract_model(metadata)
     height, width = asked or 2 * ((known_setting(described) or Preprocessing()).size,)

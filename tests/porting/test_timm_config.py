@@ -61,6 +61,12 @@ def test_a_fine_tune_of_timm_s_brings_its_classes_its_pictures_and_its_options(h
     assert np.abs(model(image[None]) - logits).max() < 1e-4 * np.abs(logits).max()
 
 
+def test_names_by_the_numbers_of_their_classes():
+    names = {str(i): name for i, name in enumerate(NAMES)}
+    assert timm_config.class_names({"label_names": dict(reversed(names.items()))}, 3) == tuple(NAMES)
+    assert timm_config.class_names({"label_names": {"0": "a", "2": "b"}}, 2) is None  # with a gap
+
+
 def test_what_was_asked_for_wins(hub, tmp_path):
     model = res2net_jax.load(NAME, source="me/flowers", cache_dir=tmp_path / "home", act_layer="relu", num_classes=7)
     assert model.arch.act_layer == "relu" and model.class_names is None
@@ -86,7 +92,7 @@ def test_without_a_config_the_release_s_is_taken(hub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"model_args": null}', '{"pretrained_cfg": {}}', '{"label_names": {"0": "a"}}']
+    "text", ["{", "[]", '{"model_args": null}', '{"pretrained_cfg": []}', '{"label_names": {"1": "a"}}']
 )
 def test_a_config_that_says_nothing(hub, text):
     folder, _ = hub

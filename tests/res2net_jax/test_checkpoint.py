@@ -409,6 +409,26 @@ def test_an_overwrite_that_is_interrupted_keeps_what_was_there(model, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == [".m.lock", "m"]
 
 
+def test_a_name_with_wildcards(model, tmp_path):
+    folder = tmp_path / "lr 0.?*"
+    for _ in range(2):
+        res2net_jax.save(model, folder, overwrite=True)
+    assert same(res2net_jax.load(folder), model)
+    with pytest.raises(ValueError, match=r"cannot write a checkpoint to a folder with \[ in its path"):
+        res2net_jax.save(model, tmp_path / "lr[0.1]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lr 0.?*.lock", "lr 0.?*"]
+    folder.rename(tmp_path / "lr[0.1]")
+    assert same(res2net_jax.load(tmp_path / "lr[0.1]"), model)
+
+
+def test_arrays_of_other_shapes_than_the_model_s(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_require_described", lambda *_: None)
+    model.fc.bias.set_value(jnp.zeros(7))
+    folder = res2net_jax.save(model, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"fc.bias is \(7,\), expected \(5,\)"):
+        res2net_jax.load(folder)
+
+
 def test_variables_are_in_the_model(model):
     variables(model)["fc.bias"].set_value(jnp.arange(5.0))
     assert np.array_equal(model.fc.bias[...], np.arange(5.0))

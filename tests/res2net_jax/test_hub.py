@@ -60,7 +60,7 @@ def test_a_name_is_ported_once_and_then_cached(safetensors_file, weights, tmp_pa
     again = res2net_jax.load(NAME, source=safetensors_file, cache_dir=tmp_path)
     assert np.array_equal(again.fc.kernel[...], first.fc.kernel[...])
     monkeypatch.setenv("RES2NET_JAX_HOME", str(tmp_path))
-    assert hub.cached(NAME, source=safetensors_file) == folder
+    assert hub.cached(NAME, source=safetensors_file) == hub.cached(f"{NAME}.in1k", source=safetensors_file) == folder
 
 
 def test_a_name_is_the_release_whatever_is_called_so(safetensors_file, tmp_path, monkeypatch):

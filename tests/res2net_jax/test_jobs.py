@@ -32,7 +32,7 @@ everywhere = jax.NamedSharding(mesh, jax.P())
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, env=env | {"INDEX": str(i)}, **pipes) for i in range(2)]
     try:
-        answers = [process.communicate(timeout=100) for process in processes]
+        answers = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

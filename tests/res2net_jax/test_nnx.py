@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import res2net_jax
+from res2net_jax.blocks import call_block, checkpointed
 from res2net_jax.features import FeaturePyramid
 
 TINY = {"layers": (1, 1), "channels": (8, 16), "base_width": 16, "num_classes": 5}
@@ -63,6 +64,25 @@ def test_a_model_that_computes_its_blocks_again_keeps_its_statistics(model, imag
     for ours, plain in zip(*(jax.tree.leaves(nnx.state(m, nnx.BatchStat)) for m in (twin, model)), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
     assert np.abs(model.layer1[0].bn1.mean[...]).max() > 0
+
+
+def test_what_a_block_of_flax_s_layers_changes_is_kept_as_well(images):
+    class Block(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.norm, self.drop = nnx.BatchNorm(3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x, key=None):
+            self.sow(nnx.Intermediate, "seen", x)
+            return self.drop(self.norm(x))
+
+    block, twin = Block(), Block()
+    for _ in range(2):
+        out = checkpointed(call_block)(block, jnp.asarray(images), None)
+        np.testing.assert_allclose(out, twin(jnp.asarray(images)), rtol=1e-5, atol=1e-6)  # another mask each time
+    states = [dict(nnx.to_flat_state(nnx.state(module))) for module in (block, twin)]
+    assert states[0].keys() == states[1].keys()
+    np.testing.assert_allclose(block.norm.mean[...], twin.norm.mean[...], rtol=1e-5)
 
 
 def test_a_new_classifier_goes_where_the_model_is(model):
