@@ -9,10 +9,11 @@ import pytest
 from .conftest import ROOT, free_port
 
 JOIN = """
-import sys
+import signal, sys
 from res2net_jax import command_line
 from train import devices
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background of a shell ignores
 address, process, seconds = sys.argv[1:]
 devices.PATIENCE = int(seconds)
 print("joining", flush=True)
