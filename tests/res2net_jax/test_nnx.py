@@ -1,8 +1,11 @@
 """A Res2Net among Flax's own modules and within JAX's transformations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -10,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import res2net_jax
 from res2net_jax.blocks import call_block, checkpointed
 from res2net_jax.features import FeaturePyramid
+from res2net_jax.groups import layer_scales
+from res2net_jax.init import variables
 
 TINY = {"layers": (1, 1), "channels": (8, 16), "base_width": 16, "num_classes": 5}
 
@@ -94,6 +99,21 @@ def test_a_new_classifier_goes_where_the_model_is(model):
     model.reset_classifier(3)
     assert not model.fc.kernel[...].committed  # nor is the rest of it
     assert np.array_equal(model.fc.kernel[...], placed.fc.kernel[...])
+
+
+def test_rates_by_depth_as_the_documentation_gives_them_to_flax_s_optimizer(model):
+    scales = layer_scales(model, 0.5)
+
+    def by_depth(updates, params):
+        name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+        return jax.tree.map_with_path(lambda path, update: scales[name(path)] * update, updates)
+
+    optimizer = nnx.Optimizer(model, optax.chain(optax.sgd(1.0), optax.stateless(by_depth)), wrt=nnx.Param)
+    before = {path: leaf.get_value() for path, leaf in variables(model).items()}
+    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+    for path, scale in scales.items():
+        np.testing.assert_allclose(before[path] - variables(model)[path].get_value(), scale, atol=1e-6)
+    assert len(set(scales.values())) == 4  # stem, two blocks, classifier
 
 
 def test_a_pyramid_with_a_call_of_its_own(images):
