@@ -179,6 +179,7 @@ def test_each_process_has_the_weights_before_they_are_read_together(tmp_path, mo
     monkeypatch.setattr(res2net_jax, "load", lambda name: loaded.append(name))
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr("train.devices.together", lambda action: action())
+    monkeypatch.setattr("train.devices.of_the_first", lambda numbers: numbers)
     monkeypatch.setattr("res2net_jax.hub.cached", lambda name: home[name])
     with pytest.raises(KeyError):
         load_model("res2net50_26w_4s")
