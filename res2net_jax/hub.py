@@ -257,8 +257,9 @@ def require_no_address(folder: str | os.PathLike) -> None:
 def is_folder(name_or_folder) -> bool:
     if not isinstance(name_or_folder, str | os.PathLike) or not os.fspath(name_or_folder):
         raise ValueError(f"expected a model name or a checkpoint folder; got {name_or_folder!r}")
-    if str(name_or_folder).removesuffix(TAG) in VARIANTS and isinstance(name_or_folder, str):
-        return False  # also where a folder is called so
+    is_name = isinstance(name_or_folder, str) and name_or_folder.removesuffix(TAG) in VARIANTS
+    if is_name:  # also where a folder is called so
+        return False
     path = Path(name_or_folder)
     if path.expanduser().is_file():
         raise ValueError(
