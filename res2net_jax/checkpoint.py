@@ -244,13 +244,13 @@ def _fill(model, folder, sharding, metadata):
             raise ValueError(
                 'a float64 checkpoint needs jax.config.update("jax_enable_x64", True), for the whole program'
             )
-        # Orbax does not notice a flipped bit. What it has cast cannot be compared.
-        dtype, _ = saved = checksums.get(path, [None, None])
         if value.shape != leaf.shape:
             raise ValueError(
                 f"the checkpoint {folder} does not hold the model that it describes: {path} is {value.shape}, expected "
                 f"{leaf.shape}; {advice}"
             )
+        # Orbax does not notice a flipped bit. What it has cast cannot be compared.
+        dtype, _ = saved = checksums.get(path, [None, None])
         whole = isinstance(value, np.ndarray) or value.is_fully_addressable
         if dtype == leaf.dtype.name and whole and crc32(value) != saved:
             raise ValueError(f"the checkpoint {folder} is damaged: {path} is not what was saved; {advice}")
